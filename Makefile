@@ -1,0 +1,34 @@
+# make train   train the default network; sets everything up first
+# make test    run the tests, the linters and the type checker
+# Everything is installed into .venv, once: again only when pyproject.toml changes.
+
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: train test test-thorough lint format clean
+
+train: .venv/installed-models
+	$(BIN)/nnfs train
+
+test: .venv/installed-dev lint
+	$(BIN)/python -m pytest -n auto
+
+test-thorough: .venv/installed-dev
+	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n auto
+
+lint: .venv/installed-dev
+	$(BIN)/ruff check
+	$(BIN)/ruff format --check
+	$(BIN)/mypy
+
+format: .venv/installed-dev
+	$(BIN)/ruff check --fix
+	$(BIN)/ruff format
+
+.venv/installed-%: pyproject.toml
+	@test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[$*]'
+	@touch $@
+
+clean:
+	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""Benchmarks of the library through its public API: `python -m benchmarks` lists them."""

@@ -1,0 +1,43 @@
+"""Fair timing on a noisy machine: contenders take turns in one process, medians are compared."""
+
+import statistics
+import time
+from collections.abc import Callable
+
+
+def interleave(
+    contenders: dict[str, Callable[[], object]], rounds: int, calls: int, warm_up: int
+) -> dict[str, list[float]]:
+    """Seconds of each counted call, by contender.
+
+    In each round every contender makes `warm_up` uncounted calls, which give it back the caches
+    and let the threads of the one before it fall asleep, and then `calls` counted ones.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for _ in range(rounds):
+        for name, call in contenders.items():
+            for _ in range(warm_up):
+                call()
+            for _ in range(calls):
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+    return times
+
+
+def quartiles(times: list[float]) -> tuple[float, float, float]:
+    """The lower quartile, the median and the upper quartile."""
+    low, median, high = statistics.quantiles(times, n=4)
+    return low, median, high
+
+
+def median_ratio(ours: list[float], theirs: list[float], calls: int) -> float:
+    """The median over rounds of (our median in the round / their median in the round).
+
+    Taken round by round, since the machine's speed drifts from one minute to the next.
+    """
+    medians = [
+        [statistics.median(times[i : i + calls]) for i in range(0, len(times), calls)]
+        for times in (ours, theirs)
+    ]
+    return statistics.median(a / b for a, b in zip(*medians, strict=True))

@@ -1,0 +1,1 @@
+"""The networks of the mission, and the programs that train them."""

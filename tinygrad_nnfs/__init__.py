@@ -1,0 +1,9 @@
+"""A small deep-learning framework: tensors, a tape, and ops with hand-written backward rules."""
+
+from tinygrad_nnfs import kernels as kernels
+from tinygrad_nnfs import nn, ops, optim
+from tinygrad_nnfs.backend import manual_seed
+from tinygrad_nnfs.tensor import OPS, Parameter, Tensor, no_grad, op
+
+__all__ = ["OPS", "Parameter", "Tensor", "manual_seed", "nn", "no_grad", "op", "ops", "optim"]
+__version__ = "0.1.0"

@@ -1,0 +1,33 @@
+"""Dropout."""
+
+from tinygrad_nnfs import backend
+from tinygrad_nnfs.tensor import Float, op
+
+
+@op
+def dropout(xp, x: Float, *, p, key):
+    """Zero each element with probability p, scale the others by 1 / (1 - p): any shape.
+
+    The mask follows from `key`, two integers, and each element's logical position alone, so equal
+    keys give equal masks on every device (`backend.random_key()` gives a fresh one). p counts in
+    steps of 2^-16. Srivastava et al., 2014; "inverted", so that evaluation does nothing.
+    """
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be in [0, 1], found {p}")
+    bits = backend.random_bits(xp, key, x.shape)
+    # kept in x's own memory order: products of arrays of one order are several times faster
+    keep = xp.greater_equal(bits, round(p * 2**16), out=xp.empty_like(x, dtype=bool))
+    scale = 1 / (1 - p) if p < 1 else 0.0
+
+    def drop(values):
+        kept = values * keep
+        kept *= scale
+        return kept
+
+    return drop(x), drop
+
+
+@dropout.samples
+def _(draw):
+    key = (draw.integer(0, 9), draw.integer(0, 9))
+    yield draw.case(draw.normal(*draw.shape()), p=draw.choice([0.0, 0.25, 0.5, 1.0]), key=key)

@@ -1,0 +1,101 @@
+"""Matrix products and table look-up."""
+
+from tinygrad_nnfs.tensor import Float, Index, Number, op, unbroadcast
+
+
+@op(method="__matmul__")
+def matmul(xp, a: Number, b: Number):
+    """The matrix product: (..., n, i) @ (..., i, o) -> (..., n, o); vectors as in numpy."""
+    if not (a.ndim and b.ndim) or a.shape[-1] != b.shape[-2 if b.ndim > 1 else -1]:
+        raise ValueError(
+            "the last size of a must be the last but one of b (of a vector b, its only one)"
+        )
+    row = a if a.ndim > 1 else a[None, :]
+    column = b if b.ndim > 1 else b[:, None]
+    y = xp.matmul(row, column)
+    full = y.shape
+
+    def da(dy):
+        dy = dy.reshape(full)
+        return unbroadcast(xp.matmul(dy, column.swapaxes(-1, -2)), row.shape).reshape(a.shape)
+
+    def db(dy):
+        dy = dy.reshape(full)
+        return unbroadcast(xp.matmul(row.swapaxes(-1, -2), dy), column.shape).reshape(b.shape)
+
+    if b.ndim == 1:
+        y = y[..., 0]
+    if a.ndim == 1:
+        y = y[..., 0] if b.ndim == 1 else y[..., 0, :]
+    return y, da, db
+
+
+@matmul.samples
+def _(draw):
+    n, i, o, b = draw.sizes(4, smallest=0)
+    yield draw.case(draw.normal(n, i), draw.normal(i, o))
+    yield draw.case(draw.normal(b, n, i), draw.normal(i, o))
+    yield draw.case(draw.normal(b, 1, n, i), draw.normal(1, 2, i, o))
+    yield draw.case(draw.normal(i), draw.normal(b, i, o))
+    yield draw.case(draw.normal(b, n, i), draw.normal(i))
+    yield draw.case(draw.normal(i), draw.normal(i))
+
+
+@op
+def linear(xp, x: Float, weight: Float, bias: Float = None):
+    """x weight^T + bias: (..., i), (o, i), (o) -> (..., o)."""
+    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError("weight must be (outputs, inputs), with as many inputs as x's last size")
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(f"bias must be ({weight.shape[0]},), one number for each output")
+    y = xp.matmul(x, weight.T)
+    if bias is not None:
+        y += bias
+    out, into = weight.shape
+
+    def dx(dy):
+        return xp.matmul(dy, weight)
+
+    def dweight(dy):
+        return xp.matmul(dy.reshape(-1, out).T, x.reshape(-1, into))
+
+    def dbias(dy):
+        return dy.reshape(-1, out).sum(axis=0)
+
+    return y, dx, dweight, None if bias is None else dbias
+
+
+@linear.samples
+def _(draw):
+    n, i, o = draw.sizes(3)
+    weight = draw.normal(o, i)
+    yield draw.case(draw.normal(n, i), weight, draw.normal(o))
+    yield draw.case(draw.normal(draw.integer(0, 2), n, i), weight)
+    yield draw.case(draw.normal(i), weight, draw.normal(o))
+
+
+@op
+def embedding(xp, indices: Index, weight: Float):
+    """Rows of a table: integers (...) in 0..k-1, weight (k, d) -> (..., d)."""
+    if indices.dtype.kind not in "iu":
+        raise TypeError("indices must be integers")
+    if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(weight):
+        raise IndexError(
+            f"indices must be in 0..{len(weight) - 1}, found "
+            f"{int(indices.min())}..{int(indices.max())}"
+        )
+    shape, dtype = weight.shape, weight.dtype
+
+    def dweight(dy):
+        table = xp.zeros(shape, dtype)
+        xp.add.at(table, indices, dy)  # a row that was looked up twice gets both gradients
+        return table
+
+    return weight[indices], None, dweight
+
+
+@embedding.samples
+def _(draw):
+    k, d, n = draw.sizes(3)
+    yield draw.case(draw.labels(n, k), draw.normal(k, d))
+    yield draw.case(draw.labels(n, k).reshape(n, 1), draw.normal(k, d))

@@ -1,0 +1,94 @@
+"""Losses. `reduction` is "mean" (default), "sum" or "none", as in PyTorch."""
+
+from tinygrad_nnfs.tensor import Float, Index, op
+
+
+def _reduce(reduction, losses):
+    """The reduced losses, and the function that spreads dy over them again."""
+    if reduction == "none":
+        return losses, lambda dy: dy
+    if reduction == "sum":
+        return losses.sum(), lambda dy: dy
+    if reduction != "mean":
+        raise ValueError(f"reduction must be 'mean', 'sum' or 'none', found {reduction!r}")
+    if not losses.size:
+        raise ValueError("the batch is empty: its mean loss is not defined")
+    n = losses.size
+    return losses.mean(), lambda dy: dy / n
+
+
+@op
+def softmax_cross_entropy(
+    xp, logits: Float, labels: Index, *, label_smoothing=0.0, reduction="mean"
+):
+    """The negative log-likelihood of `labels` under softmax(logits): (n, k), (n,) -> () or (n,).
+
+    `labels` are class indices 0..k-1 of any integer dtype. With `label_smoothing` s the target is
+    1 - s on the label plus s / k on every class (Szegedy et al., 2016, section 7).
+    """
+    if logits.ndim != 2 or labels.shape != logits.shape[:1]:
+        raise ValueError("logits must be (n, classes) and labels (n,)")
+    n, k = logits.shape
+    if labels.dtype.kind not in "iu":
+        raise TypeError("labels must be integers: class indices, not one-hot rows or probabilities")
+    if n == 0:
+        raise ValueError("the batch is empty: its loss is not defined")
+    if int(labels.min()) < 0 or int(labels.max()) >= k:
+        raise ValueError(
+            f"labels must be in 0..{k - 1}, found {int(labels.min())}..{int(labels.max())}"
+        )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
+
+    shifted = logits - logits.max(axis=1, keepdims=True)  # exp never overflows
+    exponentials = xp.exp(shifted)
+    total = exponentials.sum(axis=1, keepdims=True)
+    losses = xp.log(total[:, 0]) - (1 - label_smoothing) * shifted[xp.arange(n), labels]
+    if label_smoothing:
+        losses -= label_smoothing * shifted.mean(axis=1)
+    loss, spread = _reduce(reduction, losses)
+
+    def dlogits(dy):
+        # softmax - target: the softmax's Jacobian and the log's derivative cancel to this
+        gradient = exponentials / total
+        gradient[xp.arange(n), labels] -= 1 - label_smoothing
+        if label_smoothing:
+            gradient -= label_smoothing / k
+        gradient *= spread(dy).reshape(-1, 1)
+        return gradient
+
+    return loss, dlogits, None
+
+
+@softmax_cross_entropy.samples
+def _(draw):
+    n, k = draw.sizes(2)
+    yield draw.case(
+        draw.normal(n, k),
+        draw.labels(n, k),
+        label_smoothing=draw.choice([0.0, 0.1]),
+        reduction=draw.choice(["mean", "sum", "none"]),
+    )
+
+
+@op
+def mse_loss(xp, prediction: Float, target: Float, *, reduction="mean"):
+    """The squared error (prediction - target)^2: two tensors of one shape -> () or that shape."""
+    if getattr(prediction, "shape", None) != getattr(target, "shape", None):
+        raise ValueError("prediction and target must have one shape")
+    loss, spread = _reduce(reduction, (prediction - target) ** 2)
+
+    def dprediction(dy):
+        return 2 * spread(dy) * (prediction - target)
+
+    def dtarget(dy):
+        return 2 * spread(dy) * (target - prediction)
+
+    return loss, dprediction, dtarget
+
+
+@mse_loss.samples
+def _(draw):
+    shape = draw.shape(smallest=1)
+    reduction = draw.choice(["mean", "sum", "none"])
+    yield draw.case(draw.normal(*shape), draw.normal(*shape), reduction=reduction)

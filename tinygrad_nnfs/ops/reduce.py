@@ -1,0 +1,124 @@
+"""Reductions over all axes, one axis or several (`axis=None`, an int, a tuple of ints)."""
+
+import math
+
+from tinygrad_nnfs.tensor import Float, Number, op
+
+
+def _restore(xp, reduced, shape, axis, keepdims):
+    """A reduced array as a view of the `shape` it was reduced from."""
+    if axis is not None and not keepdims:
+        reduced = xp.expand_dims(reduced, axis)
+    return xp.broadcast_to(reduced, shape)
+
+
+def _count(shape, axis):
+    """How many elements a reduction over `axis` puts together."""
+    if axis is None:
+        return math.prod(shape)
+    return math.prod(shape[i] for i in (axis if isinstance(axis, tuple) else (axis,)))
+
+
+@op(method="sum")
+def sum(xp, x: Number, *, axis=None, keepdims=False):
+    """The sum over `axis`; 0 over no elements."""
+    shape = x.shape
+
+    def dx(dy):
+        return _restore(xp, dy, shape, axis, keepdims)
+
+    return x.sum(axis=axis, keepdims=keepdims), dx
+
+
+@sum.samples
+def _(draw):
+    shape = draw.shape()
+    yield draw.case(draw.normal(*shape), axis=draw.axes(shape), keepdims=draw.boolean())
+
+
+@op(method="mean")
+def mean(xp, x: Float, *, axis=None, keepdims=False):
+    """The arithmetic mean over `axis`."""
+    shape, n = x.shape, _count(x.shape, axis)
+    if n == 0:
+        raise ValueError("the mean of no elements is not defined")
+
+    def dx(dy):
+        return _restore(xp, dy / n, shape, axis, keepdims)
+
+    return x.mean(axis=axis, keepdims=keepdims), dx
+
+
+@mean.samples
+def _(draw):
+    shape = draw.shape(smallest=1)
+    yield draw.case(draw.normal(*shape), axis=draw.axes(shape), keepdims=draw.boolean())
+
+
+@op(method="var")
+def var(xp, x: Float, *, axis=None, keepdims=False, correction=1):
+    """The variance over `axis`: the sum of squared deviations / (count - correction).
+
+    `correction=1` (PyTorch's default) estimates a population's variance from a sample,
+    `correction=0` (numpy's default) describes the elements themselves.
+    """
+    freedom = _count(x.shape, axis) - correction
+    if freedom <= 0:
+        raise ValueError(
+            f"the variance of {freedom + correction} elements with correction={correction} is "
+            "not defined"
+        )
+
+    def dx(dy):
+        # the mean's own dependence on x cancels: its deviations sum to zero
+        deviation = x - x.mean(axis=axis, keepdims=True)
+        return _restore(xp, dy, x.shape, axis, keepdims) * deviation * (2 / freedom)
+
+    return x.var(axis=axis, keepdims=keepdims, ddof=correction), dx
+
+
+@var.samples
+def _(draw):
+    shape = draw.shape(smallest=2)
+    axis = draw.axes(shape)
+    correction = draw.integer(0, 1) if shape and axis != () else 0
+    if _count(shape, axis) > correction:
+        yield draw.case(
+            draw.normal(*shape), axis=axis, keepdims=draw.boolean(), correction=correction
+        )
+
+
+def _share_among_ties(xp, x, y, dy, axis, keepdims):
+    """dy to the elements of x that equal their extremum y, in equal parts."""
+    chosen = (x == _restore(xp, y, x.shape, axis, keepdims)) | (x != x)  # NaN is its own extremum
+    parts = dy / chosen.sum(axis=axis, keepdims=keepdims).astype(dy.dtype)
+    return _restore(xp, parts, x.shape, axis, keepdims) * chosen
+
+
+@op(method="max")
+def max(xp, x: Number, *, axis=None, keepdims=False):
+    """The largest element over `axis`; equal ones share the gradient."""
+    y = x.max(axis=axis, keepdims=keepdims)
+
+    def dx(dy):
+        return _share_among_ties(xp, x, y, dy, axis, keepdims)
+
+    return y, dx
+
+
+@op(method="min")
+def min(xp, x: Number, *, axis=None, keepdims=False):
+    """The smallest element over `axis`; equal ones share the gradient."""
+    y = x.min(axis=axis, keepdims=keepdims)
+
+    def dx(dy):
+        return _share_among_ties(xp, x, y, dy, axis, keepdims)
+
+    return y, dx
+
+
+@max.samples
+@min.samples
+def _(draw):
+    shape = draw.shape(smallest=1)
+    yield draw.case(draw.distinct(*shape), axis=draw.axes(shape), keepdims=draw.boolean())

@@ -1,0 +1,175 @@
+"""Shapes, indexing and moves: the elements stay what they are, only their places change."""
+
+from types import EllipsisType
+
+from tinygrad_nnfs import backend
+from tinygrad_nnfs.tensor import Number, Tensor, op
+
+
+@op
+def reshape(xp, x: Number, *, shape):
+    """The same elements, in the same (row-major) order, in `shape`; one size may be -1."""
+    before = x.shape
+    # a kernel may keep images in another memory order: give it its gradient in that order, too
+    order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+
+    def dx(dy):
+        dy = dy.reshape(before)
+        if order == sorted(order):
+            return dy
+        return dy.transpose(order).copy().transpose([order.index(i) for i in range(dy.ndim)])
+
+    return x.reshape(shape), dx
+
+
+@reshape.samples
+def _(draw):
+    a, b, c = draw.sizes(3, smallest=0)
+    yield draw.case(draw.normal(a, b, c), shape=(c, a * b))
+    yield draw.case(draw.normal(a + 1, b + 1), shape=(-1, a + 1))
+    yield draw.case(draw.normal(), shape=(1, 1))
+
+
+@op
+def transpose(xp, x: Number, *, axes=None):
+    """The axes in the order `axes`; None reverses them."""
+
+    def dx(dy):
+        return xp.transpose(dy, None if axes is None else tuple(xp.argsort(xp.asarray(axes))))
+
+    return xp.transpose(x, axes), dx
+
+
+@transpose.samples
+def _(draw):
+    shape = draw.shape()
+    yield draw.case(draw.normal(*shape))
+    yield draw.case(draw.normal(*shape), axes=draw.permutation(len(shape)))
+
+
+@op(method="__getitem__")
+def getitem(xp, x: Number, *, index):
+    """x[index]: integers, slices, None, ..., integer or bool arrays and Tensors, as in numpy."""
+    shape, dtype = x.shape, x.dtype
+    parts = index if isinstance(index, tuple) else (index,)
+    index = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
+    basic = all(isinstance(part, int | slice | EllipsisType | None) for part in index)
+
+    def dx(dy):
+        full = xp.zeros(shape, dtype)
+        if basic:
+            full[index] = dy
+        else:
+            xp.add.at(full, index, dy)  # an element that was picked twice gets both gradients
+        return full
+
+    return x[index], dx
+
+
+@getitem.samples
+def _(draw):
+    n, m = draw.sizes(2)
+    x = draw.normal(n, m)
+    i = draw.integer(-n, n - 1)
+    yield draw.case(x, index=i)
+    yield draw.case(x, index=(slice(None, None, -1), None, draw.integer(0, m - 1)))
+    yield draw.case(x, index=(..., slice(draw.integer(0, m), None)))
+    yield draw.case(x, index=(draw.labels(5, n), draw.labels(5, m)))
+    yield draw.case(x, index=draw.booleans(n, m))
+    yield draw.case(x, index=([0, i, 0],))
+
+
+@op
+def concatenate(xp, *xs: Number, axis=0):
+    """The tensors one after the other along `axis`; their other sizes are equal."""
+    y = xp.concatenate(xs, axis=axis)
+    along = range(y.ndim)[axis]
+
+    def rule(start, stop):
+        place = (slice(None),) * along + (slice(start, stop),)
+        return lambda dy: dy[place]
+
+    ends = [0]
+    for x in xs:
+        ends.append(ends[-1] + x.shape[along])
+    return y, *map(rule, ends[:-1], ends[1:])
+
+
+@concatenate.samples
+def _(draw):
+    a, b, c, d = draw.sizes(4, smallest=0)
+    yield draw.case(draw.normal(a, c), draw.normal(b, c), draw.normal(d, c))
+    yield draw.case(draw.normal(a, c), draw.normal(a, b), axis=-1)
+
+
+@op
+def stack(xp, *xs: Number, axis=0):
+    """Tensors of one shape along a new axis."""
+    y = xp.stack(xs, axis=axis)
+    along = range(y.ndim)[axis]
+
+    def rule(i):
+        place = (slice(None),) * along + (i,)
+        return lambda dy: dy[place]
+
+    return y, *map(rule, range(len(xs)))
+
+
+@stack.samples
+def _(draw):
+    shape = draw.shape()
+    axis = draw.integer(-len(shape) - 1, len(shape))
+    yield draw.case(draw.normal(*shape), draw.normal(*shape), axis=axis)
+
+
+@op
+def pad(xp, x: Number, *, pad_width, value=0):
+    """x with `value` around it: `pad_width` is a (before, after) pair for each axis."""
+    inner = tuple(
+        slice(before, before + n) for (before, _), n in zip(pad_width, x.shape, strict=True)
+    )
+
+    def dx(dy):
+        return dy[inner]
+
+    return xp.pad(x, pad_width, constant_values=value), dx
+
+
+@pad.samples
+def _(draw):
+    shape = draw.sizes(draw.integer(1, 3), smallest=0)
+    width = tuple((draw.integer(0, 2), draw.integer(0, 2)) for _ in shape)
+    yield draw.case(draw.normal(*shape), pad_width=width, value=draw.choice([0, 1.5]))
+
+
+@op(method="astype")
+def astype(xp, x: Number, *, dtype):
+    """x in another dtype; the gradient comes back in x's own."""
+    before = x.dtype
+    y = x.astype(dtype)
+
+    def dx(dy):
+        return dy.astype(before)
+
+    return y, dx if y.dtype.kind == "f" else None
+
+
+@astype.samples
+def _(draw):
+    yield draw.case(draw.normal(*draw.shape()), dtype="float64")
+
+
+@op(method="to")
+def to(xp, x: Number, *, device):
+    """x on `device` ("cpu" or "cuda"); the gradient goes back to where x is."""
+    home = backend.device_of(x)
+
+    def dx(dy):
+        return backend.move(dy, home)
+
+    return backend.move(x, device), dx
+
+
+@to.samples
+def _(draw):
+    yield draw.case(draw.normal(*draw.shape()), device="cpu")

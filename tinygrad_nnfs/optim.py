@@ -1,0 +1,297 @@
+"""Optimisers, learning-rate schedules and gradient clipping, in order of rising complexity.
+
+Every optimiser updates its parameters in place from their `.grad`; a parameter without a gradient
+is left alone. Hyper-parameters live in `groups`, so that layers can differ:
+
+    SGD([{"params": weights, "weight_decay": 1e-4}, {"params": biases}], lr=0.01, momentum=0.9)
+"""
+
+import math
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from tinygrad_nnfs import backend
+from tinygrad_nnfs.backend import Array
+from tinygrad_nnfs.tensor import Parameter, Tensor
+
+
+class Optimizer:
+    """Parameter groups and the state that an update rule keeps for each parameter."""
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | Iterable[Mapping[str, Any]],
+        **defaults: Any,
+    ) -> None:
+        given: list[Any] = list(parameters)
+        if not given:
+            raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
+        if not isinstance(given[0], Mapping):
+            given = [{"params": given}]
+        self.groups: list[dict[str, Any]] = []
+        known: set[Tensor] = set()
+        for group in given:
+            unknown = group.keys() - defaults.keys() - {"params"}
+            if unknown:
+                raise ValueError(
+                    f"{type(self).__name__}: a group has unknown settings {sorted(unknown)}; "
+                    f"known: {sorted(defaults)}"
+                )
+            settings = {**defaults, **group, "params": list(group["params"])}
+            for name, value in settings.items():
+                if name in ("lr", "weight_decay", "eps") and not 0 <= value < math.inf:
+                    raise ValueError(f"{type(self).__name__}: {name} must be >= 0, found {value}")
+            for parameter in settings["params"]:
+                if not isinstance(parameter, Parameter):
+                    raise TypeError(f"{type(self).__name__}: {parameter!r} is no Parameter")
+                if parameter in known:
+                    raise ValueError(f"{type(self).__name__}: a parameter was given twice")
+                known.add(parameter)
+            self.groups.append(settings)
+        self.state: dict[Tensor, dict[str, Any]] = {}
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of all groups; each group's own is `groups[i]["lr"]`."""
+        rates = {group["lr"] for group in self.groups}
+        if len(rates) > 1:
+            raise ValueError(
+                f"the groups have different learning rates {sorted(rates)}: "
+                'read and set groups[i]["lr"]'
+            )
+        return float(rates.pop())
+
+    @lr.setter
+    def lr(self, value: float) -> None:
+        _ = self.lr  # groups that differ are not to be levelled by accident
+        for group in self.groups:
+            group["lr"] = float(value)
+
+    def zero_grad(self) -> None:
+        """Set every gradient to None."""
+        for group in self.groups:
+            for parameter in group["params"]:
+                if parameter.node is not None:
+                    parameter.node.grad = None
+
+    def step(self) -> None:
+        """Update every parameter that has a gradient."""
+        for group in self.groups:
+            for parameter in group["params"]:
+                grad = parameter.grad
+                if grad is not None:
+                    if parameter not in self.state:
+                        self.state[parameter] = {}
+                    self.update(parameter.data, grad.data, self.state[parameter], group)
+
+    def update(
+        self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        """Change `data` in place. `state` is the parameter's own, empty at first."""
+        raise TypeError(f"{type(self).__name__} has no update method: write one")
+
+
+def _buffer(state: dict[str, Any], name: str, like: Array) -> Array:
+    """An array of the optimiser's own, zero at first, of the shape of `like`."""
+    if name not in state:
+        state[name] = backend.of(like).zeros_like(like)
+    return state[name]
+
+
+class SGD(Optimizer):
+    """Stochastic gradient descent with momentum, as Sutskever et al., 2013, write it.
+
+    With gradient g, velocity v (0 at first), momentum mu and learning rate lr:
+
+        g = g + weight_decay theta
+        v = mu v + lr g
+        theta = theta - v                      (nesterov: theta = theta - (mu v + lr g))
+
+    The learning rate stands inside the velocity, so that a change of it takes effect gradually
+    (PyTorch multiplies the whole velocity by it instead; the two agree while lr is constant).
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | Iterable[Mapping[str, Any]],
+        lr: float,
+        momentum: float = 0.0,
+        *,
+        nesterov: bool = False,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not 0 <= momentum < 1:
+            raise ValueError(f"SGD: momentum must be in [0, 1), found {momentum}")
+        if nesterov and not momentum:
+            raise ValueError("SGD: nesterov needs a momentum > 0")
+        super().__init__(
+            parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+        )
+
+    def update(
+        self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        lr, momentum = group["lr"], group["momentum"]
+        step = grad * lr
+        if group["weight_decay"]:
+            step += data * (lr * group["weight_decay"])
+        if momentum:
+            velocity = _buffer(state, "velocity", data)
+            velocity *= momentum
+            velocity += step
+            step = step + momentum * velocity if group["nesterov"] else velocity
+        data -= step
+
+
+class Adam(Optimizer):
+    """Adam (Kingma and Ba, 2015, algorithm 1), with L2 regularisation added to the gradient.
+
+    m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
+    theta = theta - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | Iterable[Mapping[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        *,
+        eps: float = 1e-8,
+        weight_decay: float = 0.0,
+    ) -> None:
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), found {betas}")
+        super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def update(
+        self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        if group["weight_decay"]:
+            grad = grad + group["weight_decay"] * data
+        self.descend(data, grad, state, group)
+
+    def descend(
+        self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        xp = backend.of(data)
+        b1, b2 = group["betas"]
+        mean, square = _buffer(state, "mean", data), _buffer(state, "square", data)
+        t = state["t"] = state.get("t", 0) + 1
+        mean *= b1
+        mean += (1 - b1) * grad
+        square *= b2
+        square += (1 - b2) * grad**2
+        deviation = xp.sqrt(square / (1 - b2**t))
+        deviation += group["eps"]
+        data -= group["lr"] / (1 - b1**t) * mean / deviation
+
+
+class AdamW(Adam):
+    """Adam whose weight decay leaves the moments alone (Loshchilov and Hutter, 2019):
+
+    theta = theta - lr weight_decay theta, then Adam's step.
+    """
+
+    def __init__(
+        self,
+        parameters: Iterable[Parameter] | Iterable[Mapping[str, Any]],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        *,
+        eps: float = 1e-8,
+        weight_decay: float = 0.01,
+    ) -> None:
+        super().__init__(parameters, lr, betas, eps=eps, weight_decay=weight_decay)
+
+    def update(
+        self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
+    ) -> None:
+        data *= 1 - group["lr"] * group["weight_decay"]
+        self.descend(data, grad, state, group)
+
+
+def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
+    """Scale all gradients together so that their joint Euclidean norm is at most `max_norm`.
+
+    Returns the norm before scaling; if that is not finite, the gradients are left as they are.
+    """
+    if not max_norm > 0:
+        raise ValueError(f"clip_grad_norm: max_norm must be > 0, found {max_norm}")
+    grads = [parameter.grad.data for parameter in parameters if parameter.grad is not None]
+    norm = math.sqrt(sum(float((g * g).sum(dtype="float64")) for g in grads))
+    if max_norm < norm < math.inf:
+        for g in grads:
+            g *= max_norm / norm
+    return norm
+
+
+# -- schedules: the learning rate as a function of time --------------------------------------------
+# `optimizer.lr = schedule(epoch)`. The unit of time is the caller's: epochs or steps, from 0.
+
+
+@dataclass(frozen=True)
+class Constant:
+    """lr."""
+
+    lr: float
+
+    def __call__(self, time: float) -> float:
+        return self.lr
+
+
+@dataclass(frozen=True)
+class InverseTimeDecay:
+    """lr / (1 + decay time)."""
+
+    lr: float
+    decay: float
+
+    def __call__(self, time: float) -> float:
+        return self.lr / (1 + self.decay * time)
+
+
+@dataclass(frozen=True)
+class StepDecay:
+    """lr factor^floor(time / every): multiplied by `factor` after `every` units of time."""
+
+    lr: float
+    every: float
+    factor: float = 0.1
+
+    def __call__(self, time: float) -> float:
+        return self.lr * self.factor ** math.floor(time / self.every)
+
+
+@dataclass(frozen=True)
+class CosineDecay:
+    """From lr at 0 to `final` at `total` along half a cosine (Loshchilov and Hutter, 2017)."""
+
+    lr: float
+    total: float
+    final: float = 0.0
+
+    def __call__(self, time: float) -> float:
+        progress = min(max(time / self.total, 0.0), 1.0)
+        return self.final + (self.lr - self.final) * (1 + math.cos(math.pi * progress)) / 2
+
+
+@dataclass(frozen=True)
+class OneCycle:
+    """Up from lr / 25 to lr over the first `warmup` share of `total`, then down to lr / 250,000.
+
+    Both ways along half a cosine (Smith and Topin, 2018; the numbers are PyTorch's).
+    """
+
+    lr: float
+    total: float
+    warmup: float = 0.3
+    start_divisor: float = 25.0
+    final_divisor: float = 1e4
+
+    def __call__(self, time: float) -> float:
+        start = self.lr / self.start_divisor
+        peak = self.warmup * self.total
+        if time < peak:
+            return CosineDecay(start, peak, self.lr)(time)
+        return CosineDecay(self.lr, self.total - peak, start / self.final_divisor)(time - peak)
