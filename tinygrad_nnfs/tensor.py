@@ -288,7 +288,6 @@ class Tensor:
         def __eq__(self, other: Any) -> "Tensor": ...  # type: ignore[override]
         def __ne__(self, other: Any) -> "Tensor": ...  # type: ignore[override]
         def __getitem__(self, index: Any) -> "Tensor": ...
-        def abs(self) -> "Tensor": ...
         def exp(self) -> "Tensor": ...
         def log(self) -> "Tensor": ...
         def sqrt(self) -> "Tensor": ...
@@ -304,7 +303,11 @@ class Tensor:
         def astype(self, dtype: Any) -> "Tensor": ...
         def to(self, device: str) -> "Tensor": ...
 
-    # these three take their sizes one by one as well as in a tuple
+    def abs(self) -> "Tensor":
+        """The absolute value."""
+        return self.__abs__()
+
+    # these take their sizes one by one as well as in a tuple
 
     def reshape(self, *shape: Any) -> "Tensor":
         """The same elements in another shape: `x.reshape(2, 3)` or `x.reshape((2, 3))`."""
@@ -486,12 +489,12 @@ def op(function: Any = None, /, *, method: str | None = None, saves: float = 1.0
             inputs, params = _bind(name, signature, inputs, params)
         xp, arrays = _operands(name, kind_of * len(inputs) if variadic else kind_of, inputs)
         run = function
-        if variants:
-            for when, variant in variants.get(xp, ()):
-                if when(*arrays, **params):
-                    run = variant
-                    break
         try:
+            if variants:
+                for when, variant in variants.get(xp, ()):
+                    if when(*arrays, **params):
+                        run = variant
+                        break
             output, *rules = run(xp, *arrays, **params)
         except (ValueError, TypeError, IndexError) as error:
             kind = next(k for k in (ValueError, TypeError, IndexError) if isinstance(error, k))
@@ -545,6 +548,9 @@ def _read_signature(function: Any) -> tuple[inspect.Signature, dict[str, Any], b
 
 def _bind(name: str, signature: inspect.Signature, inputs: Any, params: Any) -> tuple[Any, Any]:
     """Put inputs that were given by name in their places and fill in the optional ones."""
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    if variadic and len(inputs) == 1 and isinstance(inputs[0], list | tuple):
+        inputs = inputs[0]  # stack([a, b]) says the same as stack(a, b)
     try:
         bound = signature.bind(*inputs, **params)
     except TypeError as error:
@@ -589,7 +595,7 @@ def _convert(
             continue
         if kinds[i] is Index:
             values[i] = xp.asarray(v)
-        elif not devices or not isinstance(v, bool | int | float):
+        elif not devices or type(v) not in (bool, int, float):
             values[i] = xp.asarray(_as_array(v))
         # else a number stays a number: it takes the dtype of the arrays that it meets
     dtype = _common_dtype(name, kinds, inputs, values)
@@ -658,8 +664,10 @@ def _add_method(method: str, lifted: Any, signature: inspect.Signature) -> None:
     @functools.wraps(lifted)
     def call(*args: Any, **params: Any) -> Tensor:
         # x.sum(0): what comes after the inputs are the options, in their order
-        params.update(zip(options, args[inputs:], strict=False))
-        return cast(Tensor, lifted(*args[:inputs], **params))
+        given = dict(zip(options, args[inputs:], strict=False))
+        if len(args) > inputs + len(options) or not given.keys().isdisjoint(params):
+            raise TypeError(f"{method} takes {', '.join(options)}, each once: see help({method})")
+        return cast(Tensor, lifted(*args[:inputs], **given, **params))
 
     setattr(Tensor, method, call if options else lifted)
     if method.startswith("__") and inputs == 2 and method not in _COMPARISONS:

@@ -3,28 +3,30 @@
 from tinygrad_nnfs.tensor import Float, Index, Number, op, unbroadcast
 
 
-@op(method="__add__")
+@op(method="__add__", saves=0)
 def add(xp, a: Number, b: Number):
     """a + b."""
+    a_shape, b_shape = xp.shape(a), xp.shape(b)
 
     def da(dy):
-        return unbroadcast(dy, a.shape)
+        return unbroadcast(dy, a_shape)
 
     def db(dy):
-        return unbroadcast(dy, b.shape)
+        return unbroadcast(dy, b_shape)
 
     return xp.add(a, b), da, db
 
 
-@op(method="__sub__")
+@op(method="__sub__", saves=0)
 def subtract(xp, a: Number, b: Number):
     """a - b."""
+    a_shape, b_shape = xp.shape(a), xp.shape(b)
 
     def da(dy):
-        return unbroadcast(dy, a.shape)
+        return unbroadcast(dy, a_shape)
 
     def db(dy):
-        return unbroadcast(-dy, b.shape)
+        return unbroadcast(-dy, b_shape)
 
     return xp.subtract(a, b), da, db
 
@@ -32,12 +34,13 @@ def subtract(xp, a: Number, b: Number):
 @op(method="__mul__")
 def multiply(xp, a: Number, b: Number):
     """a * b, element by element."""
+    a_shape, b_shape = xp.shape(a), xp.shape(b)
 
     def da(dy):
-        return unbroadcast(dy * b, a.shape)
+        return unbroadcast(dy * b, a_shape)
 
     def db(dy):
-        return unbroadcast(dy * a, b.shape)
+        return unbroadcast(dy * a, b_shape)
 
     return xp.multiply(a, b), da, db
 
@@ -45,12 +48,13 @@ def multiply(xp, a: Number, b: Number):
 @op(method="__truediv__")
 def divide(xp, a: Float, b: Float):
     """a / b."""
+    a_shape, b_shape = xp.shape(a), xp.shape(b)
 
     def da(dy):
-        return unbroadcast(dy / b, a.shape)
+        return unbroadcast(dy / b, a_shape)
 
     def db(dy):
-        return unbroadcast(-dy * a / (b * b), b.shape)
+        return unbroadcast(-dy * a / (b * b), b_shape)
 
     return xp.divide(a, b), da, db
 
@@ -84,7 +88,7 @@ def _(draw):
     yield draw.case(draw.away_from(0, *a), draw.choice([-1, 0, 1, 2, 3]))
 
 
-@op(method="__neg__")
+@op(method="__neg__", saves=0)
 def negative(xp, x: Number):
     """-x."""
 
@@ -190,12 +194,13 @@ def _(draw):
 @op
 def where(xp, condition: Index, a: Number, b: Number):
     """a where `condition` (bool) holds, else b."""
+    a_shape, b_shape = xp.shape(a), xp.shape(b)
 
     def da(dy):
-        return unbroadcast(xp.where(condition, dy, 0), a.shape)
+        return unbroadcast(xp.where(condition, dy, 0), a_shape)
 
     def db(dy):
-        return unbroadcast(xp.where(condition, 0, dy), b.shape)
+        return unbroadcast(xp.where(condition, 0, dy), b_shape)
 
     return xp.where(condition, a, b), None, da, db
 

@@ -126,6 +126,7 @@ def conv2d(
     """
     geometry = Geometry(x, weight, bias, stride, padding, dilation, groups)
     n, o, g = len(x), geometry.outputs, groups
+    x_shape, weight_shape = x.shape, weight.shape
     kernels = weight.reshape(g, o // g, math.prod(weight.shape[1:]))  # (g, o/g, c/g kh kw)
     y = xp.matmul(kernels, im2col(xp, x, geometry))  # (g, o/g, n oh ow)
     y = y.reshape(o, n, *geometry.size).transpose(1, 0, 2, 3)
@@ -137,12 +138,12 @@ def conv2d(
 
     def dx(dy):
         columns = xp.matmul(kernels.swapaxes(1, 2), rows(dy))
-        return col2im(xp, columns, x.shape, geometry)
+        return col2im(xp, columns, x_shape, geometry)
 
     def dweight(dy):
         # the columns are made again rather than kept: they are kh kw times the images
         columns = im2col(xp, x, geometry)
-        return xp.matmul(rows(dy), columns.swapaxes(1, 2)).reshape(weight.shape)
+        return xp.matmul(rows(dy), columns.swapaxes(1, 2)).reshape(weight_shape)
 
     def dbias(dy):
         return dy.sum(axis=(0, 2, 3))

@@ -13,15 +13,15 @@ def matmul(xp, a: Number, b: Number):
     row = a if a.ndim > 1 else a[None, :]
     column = b if b.ndim > 1 else b[:, None]
     y = xp.matmul(row, column)
-    full = y.shape
+    full, row_shape, column_shape, a_shape, b_shape = (z.shape for z in (y, row, column, a, b))
 
     def da(dy):
-        dy = dy.reshape(full)
-        return unbroadcast(xp.matmul(dy, column.swapaxes(-1, -2)), row.shape).reshape(a.shape)
+        product = xp.matmul(dy.reshape(full), column.swapaxes(-1, -2))
+        return unbroadcast(product, row_shape).reshape(a_shape)
 
     def db(dy):
-        dy = dy.reshape(full)
-        return unbroadcast(xp.matmul(row.swapaxes(-1, -2), dy), column.shape).reshape(b.shape)
+        product = xp.matmul(row.swapaxes(-1, -2), dy.reshape(full))
+        return unbroadcast(product, column_shape).reshape(b_shape)
 
     if b.ndim == 1:
         y = y[..., 0]

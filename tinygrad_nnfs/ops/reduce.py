@@ -19,7 +19,7 @@ def _count(shape, axis):
     return math.prod(shape[i] for i in (axis if isinstance(axis, tuple) else (axis,)))
 
 
-@op(method="sum")
+@op(method="sum", saves=0)
 def sum(xp, x: Number, *, axis=None, keepdims=False):
     """The sum over `axis`; 0 over no elements."""
     shape = x.shape
@@ -36,7 +36,7 @@ def _(draw):
     yield draw.case(draw.normal(*shape), axis=draw.axes(shape), keepdims=draw.boolean())
 
 
-@op(method="mean")
+@op(method="mean", saves=0)
 def mean(xp, x: Float, *, axis=None, keepdims=False):
     """The arithmetic mean over `axis`."""
     shape, n = x.shape, _count(x.shape, axis)

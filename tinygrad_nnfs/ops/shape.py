@@ -6,7 +6,7 @@ from tinygrad_nnfs import backend
 from tinygrad_nnfs.tensor import Number, Tensor, op
 
 
-@op
+@op(saves=0)
 def reshape(xp, x: Number, *, shape):
     """The same elements, in the same (row-major) order, in `shape`; one size may be -1."""
     before = x.shape
@@ -30,7 +30,7 @@ def _(draw):
     yield draw.case(draw.normal(), shape=(1, 1))
 
 
-@op
+@op(saves=0)
 def transpose(xp, x: Number, *, axes=None):
     """The axes in the order `axes`; None reverses them."""
 
@@ -79,7 +79,7 @@ def _(draw):
     yield draw.case(x, index=([0, i, 0],))
 
 
-@op
+@op(saves=0)
 def concatenate(xp, *xs: Number, axis=0):
     """The tensors one after the other along `axis`; their other sizes are equal."""
     y = xp.concatenate(xs, axis=axis)
@@ -102,7 +102,7 @@ def _(draw):
     yield draw.case(draw.normal(a, c), draw.normal(a, b), axis=-1)
 
 
-@op
+@op(saves=0)
 def stack(xp, *xs: Number, axis=0):
     """Tensors of one shape along a new axis."""
     y = xp.stack(xs, axis=axis)
@@ -122,7 +122,7 @@ def _(draw):
     yield draw.case(draw.normal(*shape), draw.normal(*shape), axis=axis)
 
 
-@op
+@op(saves=0)
 def pad(xp, x: Number, *, pad_width, value=0):
     """x with `value` around it: `pad_width` is a (before, after) pair for each axis."""
     inner = tuple(
@@ -142,7 +142,7 @@ def _(draw):
     yield draw.case(draw.normal(*shape), pad_width=width, value=draw.choice([0, 1.5]))
 
 
-@op(method="astype")
+@op(method="astype", saves=0)
 def astype(xp, x: Number, *, dtype):
     """x in another dtype; the gradient comes back in x's own."""
     before = x.dtype
@@ -159,7 +159,7 @@ def _(draw):
     yield draw.case(draw.normal(*draw.shape()), dtype="float64")
 
 
-@op(method="to")
+@op(method="to", saves=0)
 def to(xp, x: Number, *, device):
     """x on `device` ("cpu" or "cuda"); the gradient goes back to where x is."""
     home = backend.device_of(x)

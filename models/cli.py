@@ -1,0 +1,189 @@
+"""The command line: `nnfs train`."""
+
+import argparse
+import sys
+import time
+from collections.abc import Sequence
+from typing import NoReturn
+
+from tinygrad_nnfs.models.cnn import CNN
+from tinygrad_nnfs.models.mlp import MLP
+
+from tinygrad_nnfs import backend, data, manual_seed, optim
+
+NETWORKS = {"mlp": MLP, "cnn": CNN}
+LEARNING_RATE = 0.02
+EPOCHS = {  # the digits are few: more epochs take less time
+    ("mlp", "digits"): 60,
+    ("mlp", "mnist"): 20,
+    ("mlp", "fashion-mnist"): 20,
+    ("cnn", "digits"): 10,
+    ("cnn", "mnist"): 5,
+    ("cnn", "fashion-mnist"): 10,
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run `nnfs` with `arguments` (the process's own if None) and exit."""
+    options = parser().parse_args(arguments)
+    try:
+        options.run(options)
+    except KeyboardInterrupt:
+        fail("interrupted", status=130)
+    except BrokenPipeError:  # the reader of our output (`nnfs train | head`) has gone
+        sys.stderr.close()
+        sys.exit(141)
+    sys.exit(0)
+
+
+def fail(message: str, status: int = 1) -> NoReturn:
+    """One line on standard error, and out."""
+    print(f"nnfs: {message}", file=sys.stderr)
+    sys.exit(status)
+
+
+def parser() -> argparse.ArgumentParser:
+    top = argparse.ArgumentParser(
+        prog="nnfs",
+        description="Train the networks of tinygrad_nnfs.",
+        epilog="example: nnfs train cnn --data fashion-mnist --epochs 3",
+    )
+    commands = top.add_subparsers(metavar="COMMAND", required=True)
+    add_train(commands)
+    return top
+
+
+def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -> None:
+    command = commands.add_parser(
+        "train",
+        help="train a network and report its train and test accuracy",
+        description="Train a network and report its accuracy on training and test images. "
+        "Without arguments: the MLP on scikit-learn's digits, which needs no download.",
+        epilog="example: NNFS_DATA=~/data nnfs train cnn --data fashion-mnist --epochs 3",
+    )
+    command.add_argument("network", nargs="?", choices=list(NETWORKS), default="mlp")
+    command.add_argument(
+        "--data", choices=list(data.CLASS_NAMES), default="digits", help="(%(default)s)"
+    )
+    command.add_argument(
+        "--data-dir", metavar="DIR", help="where the IDX files are (default: $NNFS_DATA)"
+    )
+    command.add_argument(
+        "--epochs",
+        type=whole(1),
+        metavar="N",
+        help="passes over the training images (default: by network and data)",
+    )
+    command.add_argument(
+        "--batch-size", type=whole(1), default=64, metavar="N", help="(%(default)s)"
+    )
+    command.add_argument(
+        "--lr",
+        type=number(0, None),
+        default=LEARNING_RATE,
+        metavar="RATE",
+        help="learning rate (%(default)s)",
+    )
+    command.add_argument(
+        "--momentum", type=number(0, 1), default=0.9, metavar="MU", help="in [0, 1) (%(default)s)"
+    )
+    command.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(%(default)s)")
+    command.add_argument("--device", choices=backend.DEVICES, default="cpu", help="(%(default)s)")
+    command.set_defaults(run=run_train)
+
+
+def whole(smallest: int):
+    """An argparse type: an integer from `smallest` on."""
+
+    def parse(text: str) -> int:
+        if not text.lstrip("-").isdecimal() or int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"{text!r} is no integer >= {smallest}")
+        return int(text)
+
+    return parse
+
+
+def number(low: float, below: float | None):
+    """An argparse type: a finite number from `low` on, below `below`."""
+
+    def parse(text: str) -> float:
+        try:
+            value = float(text)
+        except ValueError:
+            value = -1.0
+        if not low <= value < (float("inf") if below is None else below):
+            limit = f">= {low}" if below is None else f"in [{low}, {below})"
+            raise argparse.ArgumentTypeError(f"{text!r} is no number {limit}")
+        return value
+
+    return parse
+
+
+def run_train(options: argparse.Namespace) -> None:
+    try:
+        from rich.console import Console
+        from rich.table import Table
+        from tinygrad_nnfs.models.progress import Display
+    except ImportError:
+        fail("the command line needs more packages: pip install 'tinygrad_nnfs[models]'")
+    from tinygrad_nnfs.models.evaluation import evaluate
+    from tinygrad_nnfs.models.training import TrainingError, train
+
+    epochs = options.epochs or EPOCHS[options.network, options.data]
+    lr = options.lr
+    try:
+        dataset = data.load(options.data, options.data_dir)
+        manual_seed(options.seed)
+        network = NETWORKS[options.network]().to(options.device)
+    except (data.DataError, RuntimeError, ValueError) as error:
+        fail(str(error))
+
+    console = Console()
+    settings = f"batch {options.batch_size}, lr {lr:g}, momentum {options.momentum:g}"
+    console.print(
+        f"{options.network} on {options.data}: {len(dataset.train_images):,} training images, "
+        f"{epochs} epochs, {settings}, seed {options.seed}, {options.device}",
+        highlight=False,
+        soft_wrap=True,
+    )
+    start = time.perf_counter()
+    steps = train(
+        network,
+        optim.SGD(network.parameters(), lr=lr, momentum=options.momentum),
+        dataset,
+        epochs=epochs,
+        batch_size=options.batch_size,
+        schedule=optim.Constant(lr),
+        seed=options.seed,
+        device=options.device,
+    )
+    try:
+        with Display(console, epochs, len(dataset.train_images)) as display:
+            for progress in steps:
+                display.update(progress)
+    except TrainingError as error:
+        fail(str(error))
+    seconds = time.perf_counter() - start
+
+    table = Table("", "images", "loss", "accuracy", title=f"{options.network}, {options.data}")
+    for column in table.columns[1:]:
+        column.justify = "right"
+    for part in ("train", "test"):
+        images = getattr(dataset, f"{part}_images")
+        labels = getattr(dataset, f"{part}_labels")
+        loss, accuracy = evaluate(network, images, labels, options.device)
+        table.add_row(part, f"{len(images):,}", f"{loss:.4f}", f"{accuracy:.2%}")
+    console.print(table)
+    console.print(
+        f"Trained in {seconds:.1f} s. {next_step(options)}", highlight=False, soft_wrap=True
+    )
+
+
+def next_step(options: argparse.Namespace) -> str:
+    """What to try next."""
+    if options.data == "digits":
+        other = "cnn" if options.network == "mlp" else "mlp"
+        return f"Next: nnfs train {other}, or --data fashion-mnist for real images."
+    if options.network == "mlp":
+        return f"Next: nnfs train cnn --data {options.data}"
+    return "Next: nnfs train --help lists what can be changed."

@@ -1,0 +1,23 @@
+"""Hypothesis profiles: 25 cases a property in the ordinary run, 1,000 in `make test-thorough`."""
+
+import os
+
+import pytest
+from hypothesis import HealthCheck, settings
+
+from tinygrad_nnfs import OPS, manual_seed
+
+slow = [HealthCheck.too_slow, HealthCheck.data_too_large]
+settings.register_profile("ci", max_examples=25, deadline=None, suppress_health_check=slow)
+settings.register_profile("thorough", max_examples=1000, deadline=None, suppress_health_check=slow)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(autouse=True)
+def _same_start():
+    """Every test begins with the same seed and leaves OPS as it was."""
+    manual_seed(0)
+    before = dict(OPS)
+    yield
+    OPS.clear()
+    OPS.update(before)

@@ -1,0 +1,132 @@
+"""The `op` decorator: a user's own op gets everything that the built-in ones get."""
+
+import inspect
+import textwrap
+
+import numpy as np
+import pytest
+
+from tinygrad_nnfs import OPS, Parameter, Tensor, op
+from tinygrad_nnfs.checking import CheckError, check_op
+from tinygrad_nnfs.tensor import Float, Index, Number
+from tinygrad_nnfs.testing import check_op as check_op_with_hypothesis
+
+
+def test_an_op_in_a_users_own_file(tmp_path, monkeypatch):
+    (tmp_path / "my_ops.py").write_text(
+        textwrap.dedent('''
+        from tinygrad_nnfs import op
+
+        @op(method="swish")
+        def swish(xp, x, *, beta=1.0):
+            """x sigmoid(beta x)."""
+            s = 1 / (1 + xp.exp(-beta * x))
+
+            def dx(dy):
+                return dy * (s + beta * x * s * (1 - s))
+
+            return x * s, dx
+
+        @swish.samples
+        def _(draw):
+            yield draw.case(draw.normal(*draw.shape()), beta=draw.choice([1.0, 2.0]))
+        ''')
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    import my_ops
+
+    try:
+        x = Tensor([1.0, -2.0], requires_grad=True)
+        x.swish(2.0).sum().backward()
+        assert x.grad is not None
+        assert OPS["swish"] is my_ops.swish
+        assert check_op(my_ops.swish) == 25
+        check_op_with_hypothesis(my_ops.swish)
+        assert str(inspect.signature(my_ops.swish)).startswith("(x, *, beta=1.0)")
+        assert my_ops.swish.__doc__ == "x sigmoid(beta x)."
+    finally:
+        del Tensor.swish
+
+
+def test_signatures_hide_xp():
+    for name, lifted in OPS.items():
+        assert "xp" not in inspect.signature(lifted).parameters, name
+        assert lifted.__doc__, f"{name} has no docstring"
+
+
+def test_duplicate_names_are_refused():
+    def exp(xp, x):
+        return x, lambda dy: dy
+
+    with pytest.raises(ValueError, match=r"op 'exp' in tinygrad_nnfs\.ops\.arithmetic already"):
+        op(exp)
+
+
+def test_an_op_may_be_defined_again_where_it_was():
+    """As a notebook's cell does that is run twice."""
+    for factor in (1, 2):
+
+        @op
+        def scaled(xp, x, factor=factor):
+            return x * factor, lambda dy: dy * factor, None
+
+    assert scaled(Tensor(1.0)).item() == 2
+
+
+def test_xp_must_come_first():
+    with pytest.raises(TypeError, match="op wrong: the first argument must be xp"):
+
+        @op
+        def wrong(x):
+            return x, lambda dy: dy
+
+
+def test_number_of_rules_must_fit():
+    @op
+    def forgetful(xp, a, b):
+        return a + b, lambda dy: dy
+
+    with pytest.raises(TypeError, match="forgetful returned 1 rules for 2 inputs"):
+        forgetful(Tensor(1.0), Tensor(2.0))
+
+
+def test_kinds_of_inputs():
+    seen = {}
+
+    @op
+    def kinds(xp, a: Float, b: Number, c: Index):
+        seen.update(a=a.dtype, b=b.dtype, c=c.dtype)
+        return a * 1, lambda dy: dy, None, None
+
+    kinds(np.arange(2), np.arange(2), np.arange(2))
+    assert {k: str(v) for k, v in seen.items()} == {"a": "float32", "b": "float32", "c": "int64"}
+    kinds(Tensor(np.ones(2)), [1, 2], [True, False])
+    assert {k: str(v) for k, v in seen.items()} == {"a": "float64", "b": "float64", "c": "bool"}
+
+
+def test_variants_are_chosen_by_their_condition():
+    @op
+    def plain(xp, x):
+        return x + 0, lambda dy: dy
+
+    @plain.on(np, when=lambda x: x.size > 2)
+    def large(xp, x):
+        return x + 100, lambda dy: dy
+
+    assert plain(Tensor([1.0])).item() == 1
+    assert plain(Tensor([1.0, 1.0, 1.0])).numpy()[0] == 101
+
+
+def test_an_op_without_samples_is_refused():
+    @op
+    def unchecked(xp, x):
+        return x, lambda dy: dy
+
+    for check in (check_op, check_op_with_hypothesis):
+        with pytest.raises(CheckError, match=r"unchecked has no samples: add some with @unchecked"):
+            check(unchecked)
+
+
+def test_parameters_are_tensors_with_gradient():
+    assert Parameter([1.0]).requires_grad
+    assert isinstance(Parameter([1.0]), Tensor)
