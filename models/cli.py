@@ -6,6 +6,7 @@ import time
 from collections.abc import Sequence
 from typing import NoReturn
 
+import numpy as np
 from tinygrad_nnfs.models.cnn import CNN
 from tinygrad_nnfs.models.mlp import MLP
 
@@ -158,7 +159,11 @@ def run_train(options: argparse.Namespace) -> None:
         device=options.device,
     )
     try:
-        with Display(console, epochs, len(dataset.train_images)) as display:
+        # no warnings of overflow between the lines of progress: `train` watches the loss
+        with (
+            np.errstate(all="ignore"),
+            Display(console, epochs, len(dataset.train_images)) as display,
+        ):
             for progress in steps:
                 display.update(progress)
     except TrainingError as error:
@@ -187,3 +192,7 @@ def next_step(options: argparse.Namespace) -> str:
     if options.network == "mlp":
         return f"Next: nnfs train cnn --data {options.data}"
     return "Next: nnfs train --help lists what can be changed."
+
+
+if __name__ == "__main__":
+    main()

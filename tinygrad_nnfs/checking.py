@@ -488,10 +488,10 @@ def _same_results(
 
 
 CHECKS: dict[str, Callable[[Op[...], Case], None]] = {
+    "nothing mutated": check_nothing_mutated,  # first: the others use the case's own arrays
     "gradient": check_gradient,
     "variants": check_variants,
     "shape and dtype": check_shape_and_dtype,
-    "nothing mutated": check_nothing_mutated,
     "no aliases": check_no_aliases,
     "memory order": check_memory_order,
     "saved memory": check_saved_memory,

@@ -1,0 +1,119 @@
+"""The command line: what it prints, how it fails."""
+
+import os
+import pty
+import subprocess
+import sys
+
+import pytest
+from tinygrad_nnfs.models import cli
+
+NNFS = [sys.executable, "-m", "tinygrad_nnfs.models.cli"]
+
+
+def nnfs(capsys, *arguments):
+    """Exit status, standard output and standard error of `nnfs arguments`."""
+    with pytest.raises(SystemExit) as stop:
+        cli.main(arguments)
+    printed = capsys.readouterr()
+    return stop.value.code, printed.out, printed.err
+
+
+def test_train_prints_plain_lines_and_a_table(capsys):
+    status, out, err = nnfs(capsys, "train", "--epochs", "2", "--seed", "3")
+    assert (status, err) == (0, "")
+    lines = out.splitlines()
+    assert lines[0] == (
+        "mlp on digits: 1,437 training images, 2 epochs, batch 64, lr 0.02, momentum 0.9, "
+        "seed 3, cpu"
+    )
+    assert lines[1].startswith("epoch 1/2  samples 1,437/1,437  loss ")
+    assert lines[2].startswith("epoch 2/2")
+    for word in ("accuracy", "samples/s", "left"):
+        assert word in lines[2]
+    assert "train │  1,437 │" in out
+    assert "test  │    360 │" in out
+    assert "Next: nnfs train cnn" in lines[-1]
+    assert "\x1b" not in out
+
+
+def test_same_seed_same_output(capsys):
+    tables = []
+    for _ in range(2):
+        _, out, _ = nnfs(capsys, "train", "--epochs", "1")
+        tables.append([line for line in out.splitlines() if "│" in line])
+    assert tables[0] == tables[1]
+
+
+def test_live_progress_on_a_terminal():
+    leader, follower = pty.openpty()
+    environment = {**os.environ, "TERM": "xterm-256color", "COLUMNS": "120"}
+    process = subprocess.Popen(
+        [*NNFS, "train", "--epochs", "3"], stdout=follower, stderr=follower, env=environment
+    )
+    os.close(follower)
+    seen = b""
+    while True:
+        try:
+            chunk = os.read(leader, 65536)
+        except OSError:  # the other end has closed
+            break
+        if not chunk:
+            break
+        seen += chunk
+    assert process.wait() == 0
+    text = seen.decode()
+    assert "epoch 3/3" in text
+    assert "samples/s" in text
+    assert "\x1b[" in text
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["train", "rnn"], 2, "invalid choice: 'rnn'"),
+        (["train", "--epochs", "0"], 2, "argument --epochs: '0' is no integer >= 1"),
+        (["train", "--batch-size", "1.5"], 2, "'1.5' is no integer >= 1"),
+        (["train", "--lr", "fast"], 2, "argument --lr: 'fast' is no number >= 0"),
+        (["train", "--lr", "nan"], 2, "'nan' is no number >= 0"),
+        (["train", "--lr", "inf"], 2, "'inf' is no number >= 0"),
+        (["train", "--momentum", "1"], 2, "'1' is no number in [0, 1)"),
+        (["train", "--seed", "-1"], 2, "'-1' is no integer >= 0"),
+        (["train", "--device", "tpu"], 2, "invalid choice: 'tpu'"),
+        (["train", "--data", "mnist", "--data-dir", "/nowhere"], 1, "no train-images-idx3-ubyte"),
+        (["train", "--lr", "1e8", "--epochs", "1"], 1, "in epoch 1, step"),
+        ([], 2, "required: COMMAND"),
+    ],
+)
+def test_mistakes_are_one_line_on_standard_error(capsys, arguments, status, message):
+    found, _, err = nnfs(capsys, *arguments)
+    assert found == status
+    assert message in err.splitlines()[-1]
+    assert "Traceback" not in err
+    if status == 1:
+        assert len(err.splitlines()) == 1
+
+
+def test_interrupt_exits_with_130(capsys, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run_train", interrupted)
+    status, _, err = nnfs(capsys, "train")
+    assert (status, err) == (130, "nnfs: interrupted\n")
+
+
+def test_missing_extra_is_one_line(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "rich.console", None)
+    status, _, err = nnfs(capsys, "train")
+    assert status == 1
+    assert (
+        err == "nnfs: the command line needs more packages: pip install 'tinygrad_nnfs[models]'\n"
+    )
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
+def test_help_has_an_example(capsys, arguments):
+    status, out, _ = nnfs(capsys, *arguments)
+    assert status == 0
+    assert "example: " in out

@@ -1,0 +1,203 @@
+"""Modules: registration, state, modes, devices, initial weights."""
+
+import numpy as np
+import pytest
+
+from tinygrad_nnfs import Parameter, Tensor, manual_seed, nn
+from tinygrad_nnfs.checking import gradcheck
+
+
+class Two(nn.Module):
+    def __init__(self):
+        self.first = nn.Linear(3, 4)
+        self.rest = [nn.Linear(4, 4), nn.Linear(4, 2, bias=False)]
+        self.scale = Parameter([2.0])
+        self.mean = nn.Buffer([0.0])
+        self.remark = "no parameter"
+
+    def forward(self, x):
+        x = self.first(x)
+        for layer in self.rest:
+            x = layer(x)
+        return x * self.scale
+
+
+def test_registration_by_assignment():
+    names = [name for name, _ in Two().named_parameters()]
+    assert names == [
+        "scale",
+        *("first.weight", "first.bias"),
+        *("rest.0.weight", "rest.0.bias", "rest.1.weight"),
+    ]
+    assert [b.shape for b in Two().buffers()] == [(1,)]
+
+
+def test_shared_parameter_comes_once():
+    network = nn.Sequential(nn.Linear(3, 3), nn.Linear(3, 3))
+    network[1].weight = network[0].weight
+    assert len(list(network.parameters())) == 3
+    assert "1.weight" in network.state_dict()
+
+
+def test_state_dict_is_a_snapshot_that_loads_back():
+    manual_seed(1)
+    a = Two()
+    state = a.state_dict()
+    assert set(state) == {name for name, _ in a.named_parameters()} | {"mean"}
+    x = Tensor(np.ones((2, 3), np.float32))
+    expected = a(x).numpy().copy()
+    a.scale.data += 1
+    assert not np.allclose(a(x).numpy(), expected)
+    b = Two()
+    b.load_state_dict(state)
+    np.testing.assert_array_equal(b(x).numpy(), expected)
+    assert not np.shares_memory(b.scale.data, state["scale"])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda s: s.pop("scale"), "scale is missing"),
+        (lambda s: s.update(other=np.ones(1)), "other is unknown"),
+        (
+            lambda s: s.update(scale=np.ones(2, np.float32)),
+            r"scale is float32 \(2,\), expected float32 \(1,\)",
+        ),
+        (lambda s: s.update(scale=np.ones(1)), r"scale is float64 \(1,\), expected float32"),
+    ],
+)
+def test_load_state_dict_refuses_and_changes_nothing(change, message):
+    network = Two()
+    before = network.state_dict()
+    state = {name: array + 1 for name, array in before.items()}
+    change(state)
+    with pytest.raises(ValueError, match=f"load_state_dict into Two: .*{message}"):
+        network.load_state_dict(state)
+    for name, array in network.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])
+
+
+def test_load_state_dict_not_strict():
+    network = Two()
+    network.load_state_dict({"scale": Tensor([7.0]), "other": np.ones(1)}, strict=False)
+    assert network.scale.item() == 7
+
+
+def test_train_and_eval_reach_every_module():
+    network = nn.Sequential(nn.Sequential(nn.Dropout(0.5)), nn.BatchNorm2d(2))
+    assert all(not module.training for module in network.eval().modules())
+    assert all(module.training for module in network.train().modules())
+
+
+def test_dropout_draws_anew_in_training_and_rests_in_evaluation():
+    layer = nn.Dropout(0.5)
+    x = Tensor(np.ones(1000, np.float32))
+    first, second = layer(x).numpy(), layer(x).numpy()
+    assert (first != second).any()
+    manual_seed(0)
+    np.testing.assert_array_equal(layer(x).numpy(), first)
+    assert layer.eval()(x) is x
+    with pytest.raises(ValueError, match=r"probability to drop, in \[0, 1\], found 2"):
+        nn.Dropout(2)
+
+
+def test_he_initialisation():
+    manual_seed(3)
+    layer = nn.Linear(2000, 300)
+    assert layer.weight.dtype == np.float32
+    assert layer.weight.data.std() == pytest.approx(np.sqrt(2 / 2000), rel=0.01)
+    assert abs(layer.weight.data.mean()) < 1e-4
+    assert (layer.bias.data == 0).all()
+    kernels = nn.Conv2d(32, 64, 3).weight
+    assert kernels.shape == (64, 32, 3, 3)
+    assert kernels.data.std() == pytest.approx(np.sqrt(2 / (32 * 9)), rel=0.02)
+
+
+def test_seed_repeats_initial_weights():
+    def weights(seed):
+        manual_seed(seed)
+        return nn.Linear(4, 4).weight.numpy()
+
+    np.testing.assert_array_equal(weights(5), weights(5))
+    assert (weights(5) != weights(6)).any()
+    with pytest.raises(ValueError, match=r"must be in 0\.\.2\*\*64-1, found -1"):
+        manual_seed(-1)
+
+
+def test_batch_norm_follows_the_batch_and_then_its_running_statistics():
+    layer = nn.BatchNorm2d(3)
+    random = np.random.default_rng(0)
+    for _ in range(200):
+        layer(Tensor((random.standard_normal((16, 3, 4, 4)) * 2 + 5).astype(np.float32)))
+    np.testing.assert_allclose(layer.running_mean.numpy(), 5, atol=0.2)
+    np.testing.assert_allclose(layer.running_var.numpy(), 4, atol=0.5)
+    x = np.full((1, 3, 2, 2), 5, np.float32)
+    before = layer.running_mean.numpy().copy()
+    assert abs(layer.eval()(x).numpy()).max() < 0.2
+    np.testing.assert_array_equal(layer.running_mean.numpy(), before)
+
+
+def test_astype_keeps_the_parameters_themselves():
+    network = Two()
+    parameters = list(network.parameters())
+    assert network.astype(np.float64) is network
+    assert list(map(id, network.parameters())) == list(map(id, parameters))
+    assert all(t.dtype == np.float64 for t in (*parameters, network.mean))
+    gradcheck(network, np.random.default_rng(0).standard_normal((2, 3)))
+    assert network.to("cpu").scale is parameters[0]
+    with pytest.raises(TypeError, match="floating-point, found"):
+        network.astype(int)
+
+
+def test_frozen_parameters_get_no_gradient():
+    network = Two()
+    network.first.weight.requires_grad = False
+    network(np.ones((1, 3), np.float32)).sum().backward()
+    assert network.first.weight.grad is None
+    assert network.first.bias.grad is not None
+
+
+@pytest.mark.parametrize(
+    ("layer", "x", "y"),
+    [
+        (lambda: nn.Linear(3, 5), (2, 3), (2, 5)),
+        (lambda: nn.Conv2d(2, 4, 3, padding=1), (1, 2, 5, 5), (1, 4, 5, 5)),
+        (
+            lambda: nn.Conv2d(4, 4, (1, 3), stride=2, groups=2, bias=False),
+            (1, 4, 5, 5),
+            (1, 4, 3, 2),
+        ),
+        (lambda: nn.MaxPool2d(2), (1, 2, 5, 4), (1, 2, 2, 2)),
+        (lambda: nn.AvgPool2d(3, stride=1, padding=1), (1, 2, 5, 4), (1, 2, 5, 4)),
+        (lambda: nn.ReLU(), (3,), (3,)),
+        (lambda: nn.LeakyReLU(), (3,), (3,)),
+        (lambda: nn.Flatten(), (2, 3, 4), (2, 12)),
+        (lambda: nn.BatchNorm2d(2), (2, 2, 3, 3), (2, 2, 3, 3)),
+        (lambda: nn.LayerNorm(4), (2, 4), (2, 4)),
+        (lambda: nn.LayerNorm((3, 4)), (2, 3, 4), (2, 3, 4)),
+    ],
+)
+def test_layers(layer, x, y):
+    layer = layer()
+    assert layer(np.ones(x, np.float32)).shape == y
+    assert repr(layer).startswith(type(layer).__name__ + "(")
+
+
+def test_repr_shows_the_tree():
+    text = repr(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Dropout(0.2))))
+    assert text == (
+        "Sequential(\n  (0): Linear(2, 3, bias=True)\n"
+        "  (1): Sequential(\n    (0): Dropout(0.2)\n  )\n)"
+    )
+
+
+def test_sequential():
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU())
+    assert len(network) == 2
+    assert isinstance(network[1], nn.ReLU)
+    with pytest.raises(TypeError, match="layer 1 is no Module but 'relu'"):
+        nn.Sequential(nn.ReLU(), "relu")
+    with pytest.raises(TypeError, match="Module has no forward method"):
+        nn.Module()(1)
+    with pytest.raises(ValueError, match="3 input channels do not divide into 2 groups"):
+        nn.Conv2d(3, 4, 3, groups=2)
