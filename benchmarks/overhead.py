@@ -1,7 +1,8 @@
-"""What the tape costs an op, forward and backward together, without the op's own arithmetic."""
+"""What the tape costs an op, forward and backward together, beyond the op's own functions."""
 
 import argparse
 import time
+from collections.abc import Callable
 
 import numpy as np
 
@@ -16,30 +17,81 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(options: argparse.Namespace) -> None:
-    @op
+    """Chains of ops that compute nothing, against plain calls of the same functions and rules."""
+
     def unary(xp, x: Float):
         return x, lambda dy: dy
 
-    @op
     def binary(xp, a: Float, b: Float):
-        return a, lambda dy: dy, lambda dy: dy
+        return a, lambda dy: dy, lambda dy: ready  # as if it were an array of the rule's own
 
+    ready = np.ones(1, np.float32)
+    one, two = op(unary), op(binary)
     del OPS["unary"], OPS["binary"]
-    print(f"the tape's cost of one op, from chains of {options.ops} ops that compute nothing\n")
-    print(f"{'':30}{'median us':>10}{'quartiles':>16}")
-    x = Tensor(np.float32([1]), requires_grad=True)
+    x = Tensor(np.ones(1, np.float32), requires_grad=True)
 
-    def build(step):
+    def parameters() -> list[Tensor]:
+        return [Tensor(ready, requires_grad=True) for _ in range(options.ops)]
+
+    def taped_unary(_: list[Tensor]) -> None:
         y = x
         for _ in range(options.ops):
-            y = step(y)
-        return y
+            y = one(y)
+        y.backward()
 
-    for name, step in (("one input", unary), ("two inputs, both tracked", lambda y: binary(y, x))):
-        times = []
-        for _ in range(options.rounds):
+    constant = Tensor(ready)
+
+    def taped_binary_constant(_: list[Tensor]) -> None:
+        y = x
+        for _ in range(options.ops):
+            y = two(y, constant)
+        y.backward()
+
+    def taped_binary(others: list[Tensor]) -> None:
+        y = x
+        for other in others:
+            y = two(y, other)
+        y.backward()
+
+    def plain_unary(_: list[Tensor]) -> None:
+        for _ in range(options.ops):
+            rule = unary(np, ready)[1]
+            rule(ready)
+
+    def plain_binary_constant(_: list[Tensor]) -> None:
+        for _ in range(options.ops):
+            rule = binary(np, ready, ready)[1]
+            rule(ready)
+
+    def plain_binary(_: list[Tensor]) -> None:
+        for _ in range(options.ops):
+            _, da, db = binary(np, ready, ready)
+            da(ready)
+            db(ready)
+
+    print(f"microseconds an op, forward + backward, in chains of {options.ops} ops\n")
+    print(f"{'':32}{'with tape':>10}{'functions alone':>18}{'the tape':>10}")
+    for name, taped, plain in (
+        ("one input", taped_unary, plain_unary),
+        ("two inputs, one a constant", taped_binary_constant, plain_binary_constant),
+        ("two inputs, one a parameter", taped_binary, plain_binary),
+    ):
+        with_tape, alone = interleaved_medians(taped, plain, parameters, options)
+        print(f"{name:32}{with_tape:10.2f}{alone:18.2f}{with_tape - alone:10.2f}")
+
+
+def interleaved_medians(
+    first: Callable[[list[Tensor]], None],
+    second: Callable[[list[Tensor]], None],
+    prepare: Callable[[], list[Tensor]],
+    options: argparse.Namespace,
+) -> list[float]:
+    """Median microseconds an op of both, which take turns; `prepare` is not timed."""
+    times: list[list[float]] = [[], []]
+    for _ in range(options.rounds):
+        for i, call in enumerate((first, second)):
+            prepared = prepare()
             start = time.perf_counter()
-            build(step).backward()
-            times.append((time.perf_counter() - start) / options.ops * 1e6)
-        low, median, high = quartiles(times)
-        print(f"{name:30}{median:10.2f}{f'{low:.2f}-{high:.2f}':>16}")
+            call(prepared)
+            times[i].append((time.perf_counter() - start) / options.ops * 1e6)
+    return [quartiles(t)[1] for t in times]

@@ -226,7 +226,10 @@ class Tensor:
             if node.op is None:
                 leaves.append((node, dy))
                 continue
-            for parent, dx in _input_gradients(node, dy, retain_graph):
+            for parent, rule in zip(node.inputs, node.rules or ()):
+                if rule is None:
+                    continue
+                dx = _apply_rule(rule, dy, node, parent)
                 if parent in grads:
                     grads[parent] = grads[parent] + dx  # not in place: dx may be a view of dy
                 else:
@@ -236,9 +239,11 @@ class Tensor:
                     waiting[parent] = left
                 else:
                     ready.append(parent)
+            if not retain_graph:
+                node.rules = rule = None  # what they saved dies here
         for node, dy in leaves:
             grad = dy if node.grad is None else node.grad.data + dy
-            node.grad = _tensor(backend.of(grad).asarray(grad), None)
+            node.grad = _tensor(np.asarray(grad) if isinstance(grad, np.generic) else grad, None)
 
     def _upstream(self, gradient: Any) -> Array:
         if gradient is None:
@@ -395,35 +400,21 @@ def _count_children(root: Node) -> dict[Node, int]:
     return children
 
 
-def _input_gradients(node: Node, dy: Array, retain_graph: bool) -> list[tuple[Node, Array]]:
-    """Apply the rules of one node; what they saved is free when this returns."""
-    rules = cast(Sequence[Rule | None], node.rules)
-    if not retain_graph:
-        node.rules = None
-    gradients = []
-    for parent, rule in zip(node.inputs, rules):
-        if rule is None:
-            continue
-        try:
-            dx = rule(dy)
-        except Exception as error:
-            error.add_note(f"in the rule of {node.op} for input {list(rules).index(rule)}")
-            raise
-        if dx.shape != parent.shape or dx.dtype != parent.dtype:
-            raise RuntimeError(
-                f"the rule of {node.op} for input {list(rules).index(rule)} returned {dx.dtype} "
-                f"{dx.shape}, the input is {parent.dtype} {parent.shape}"
-            )
-        if parent.op is None and _may_share_memory(dx, dy):
-            dx = dx.copy()  # a leaf keeps its gradient: it must not be somebody else's memory
-        gradients.append((parent, dx))
-    return gradients
-
-
-def _may_share_memory(dx: Array, dy: Array) -> bool:
-    if dx is dy:
-        return True
-    return dx.base is not None and bool(backend.of(dx).may_share_memory(dx, dy))
+def _apply_rule(rule: Rule, dy: Array, node: Node, parent: Node) -> Array:
+    """The gradient by one input, checked, and in memory of its own if that input is a leaf."""
+    try:
+        dx = rule(dy)
+    except Exception as error:
+        error.add_note(f"in the rule of {node.op} for input {node.inputs.index(parent)}")
+        raise
+    if dx.shape != parent.shape or dx.dtype != parent.dtype:
+        raise RuntimeError(
+            f"the rule of {node.op} for input {node.inputs.index(parent)} returned {dx.dtype} "
+            f"{dx.shape}, the input is {parent.dtype} {parent.shape}"
+        )
+    if parent.op is None and (dx is dy or dx.base is not None):
+        return dx.copy() if backend.of(dx).may_share_memory(dx, dy) else dx
+    return dx
 
 
 # -- ops -------------------------------------------------------------------------------------------
@@ -495,10 +486,11 @@ def op(function: Any = None, /, *, method: str | None = None, saves: float = 1.0
                     if when(*arrays, **params):
                         run = variant
                         break
-            output, *rules = run(xp, *arrays, **params)
+            result = run(xp, *arrays, **params)
         except (ValueError, TypeError, IndexError) as error:
             kind = next(k for k in (ValueError, TypeError, IndexError) if isinstance(error, k))
             raise kind(f"{_describe(name, kinds, variadic, arrays)}: {error}") from error
+        output, rules = result[0], result[1:]
         if type(output) is not np.ndarray:
             output = xp.asarray(output)  # numpy turns what would be a 0-d array into a scalar
         if len(rules) != len(inputs):
@@ -627,7 +619,7 @@ def _common_dtype(
 
 
 def _record(
-    name: str, output: Array, inputs: tuple[Any, ...], rules: list[Rule | None]
+    name: str, output: Array, inputs: tuple[Any, ...], rules: tuple[Rule | None, ...]
 ) -> Node | None:
     """A Node for the output if somebody upstream wants a gradient; only the rules that serve him.
 
