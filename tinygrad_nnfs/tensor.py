@@ -22,6 +22,7 @@ from tinygrad_nnfs.backend import Array
 
 P = ParamSpec("P")
 Rule = Callable[[Array], Array]
+Untracked = tuple[tuple[int, ...], Any]  # the shape and dtype of an input without gradient
 
 # What an op says of each of its inputs. To a caller all three accept a Tensor, an array, a (nested)
 # list or a number; inside the op the value is an array, or the number itself.
@@ -52,9 +53,9 @@ def no_grad() -> Iterator[None]:
 class Node:
     """A place on the tape: which op made a tensor, from what, and the rule for each input.
 
-    `inputs` has one entry per positional input and outlives `backward`; an input that needs no
-    gradient is a Node without rules too. A Node never points at a Tensor that points back, so
-    there are no reference cycles, and an activation that no rule asked for dies at once.
+    `inputs` has one entry per positional input and outlives `backward`: the input's Node, or just
+    its shape and dtype where it needs no gradient. A Node never points at a Tensor that points
+    back, so there are no reference cycles, and an activation that no rule asked for dies at once.
     """
 
     __slots__ = ("__weakref__", "dtype", "grad", "inputs", "op", "rules", "shape")
@@ -64,14 +65,14 @@ class Node:
         op: str | None,
         shape: tuple[int, ...],
         dtype: Any,
-        inputs: Sequence["Node"] = (),
+        inputs: Sequence["Node | Untracked"] = (),
         rules: Sequence[Rule | None] | None = (),
     ) -> None:
         self.op = op  # None for a leaf: a parameter or an input
         self.shape = shape
         self.dtype = dtype
         self.inputs = inputs
-        self.rules = rules  # None once `backward` has freed them
+        self.rules = rules  # None in place of a rule that nobody needs, or of all once freed
         self.grad: Tensor | None = None  # leaves only
 
 
@@ -99,7 +100,8 @@ class Tensor:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return cast(tuple[int, ...], self.data.shape)
+        shape: tuple[int, ...] = self.data.shape
+        return shape
 
     @property
     def ndim(self) -> int:
@@ -227,7 +229,7 @@ class Tensor:
                 leaves.append((node, dy))
                 continue
             for parent, rule in zip(node.inputs, node.rules or ()):
-                if rule is None:
+                if rule is None or isinstance(parent, tuple):
                     continue
                 dx = _apply_rule(rule, dy, node, parent)
                 if parent in grads:
@@ -390,7 +392,7 @@ def _count_children(root: Node) -> dict[Node, int]:
                 "use retain_graph=True the first time, or run the forward again"
             )
         for parent, rule in zip(node.inputs, node.rules):
-            if rule is None:
+            if rule is None or isinstance(parent, tuple):
                 continue
             if parent in children:
                 children[parent] += 1
@@ -476,7 +478,7 @@ def op(function: Any = None, /, *, method: str | None = None, saves: float = 1.0
 
     @functools.wraps(function)
     def apply(*inputs: Any, **params: Any) -> Tensor:
-        if len(inputs) != arity or not positional.isdisjoint(params):
+        if len(inputs) != arity or (params and not positional.isdisjoint(params)):
             inputs, params = _bind(name, signature, inputs, params)
         xp, arrays = _operands(name, kind_of * len(inputs) if variadic else kind_of, inputs)
         run = function
@@ -626,16 +628,20 @@ def _record(
     A rule whose input needs no gradient is dropped here, with everything that it captured: the
     first layer never keeps its weight alive, nor computes a gradient for the images.
     """
-    parents, kept, wanted = [], [], False
+    parents: list[Node | Untracked] = []
+    kept: list[Rule | None] = []
+    wanted = False
     for x, rule in zip(inputs, rules):
         node = x.node if isinstance(x, Tensor) else None
-        if node is None:
-            rule = None
-            node = Node(None, getattr(x, "shape", ()), getattr(x, "dtype", type(x)))
-        elif rule is not None:
-            wanted = True
-        parents.append(node)
-        kept.append(rule)
+        if node is not None:
+            parents.append(node)
+            kept.append(rule)
+            wanted = wanted or rule is not None
+        else:
+            data = x.data if isinstance(x, Tensor) else x
+            is_array = hasattr(data, "dtype")
+            parents.append((data.shape, data.dtype) if is_array else ((), type(data)))
+            kept.append(None)
     return Node(name, output.shape, output.dtype, parents, kept) if wanted else None
 
 
