@@ -1,0 +1,32 @@
+"""The README's and the docs' Python runs, and their links lead somewhere."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+
+def snippets(page):
+    found = re.findall(r"```python\n(.*?)```", page.read_text(), re.DOTALL)
+    # what has a line of "..." is an excerpt
+    return [code for code in found if not re.search(r"^\s*\.\.\.$", code, re.MULTILINE)]
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_snippets_run(page, capsys):
+    for code in snippets(page):
+        exec(compile(code, page.name, "exec"), {"__name__": "snippet"})
+
+
+def test_readme_has_snippets():
+    assert len(snippets(ROOT / "README.md")) == 3
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_exist(page):
+    for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
+        if not target.startswith("https://"):
+            assert (page.parent / target).exists(), target
