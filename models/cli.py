@@ -31,9 +31,6 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         options.run(options)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
-    except BrokenPipeError:  # the reader of our output (`nnfs train | head`) has gone
-        sys.stderr.close()
-        sys.exit(141)
     sys.exit(0)
 
 
