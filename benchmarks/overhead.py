@@ -8,7 +8,7 @@ import numpy as np
 
 from benchmarks.timing import quartiles
 from tinygrad_nnfs import OPS, Tensor
-from tinygrad_nnfs.tensor import Float, op
+from tinygrad_nnfs.registry import Float, op
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from tinygrad_nnfs import OPS, Parameter, Tensor, op
 from tinygrad_nnfs.checking import CheckError, check_op
-from tinygrad_nnfs.tensor import Float, Index, Number
+from tinygrad_nnfs.registry import Float, Index, Number
 from tinygrad_nnfs.testing import check_op as check_op_with_hypothesis
 
 

@@ -3,7 +3,8 @@
 from tinygrad_nnfs import kernels as kernels
 from tinygrad_nnfs import nn, ops, optim
 from tinygrad_nnfs.backend import manual_seed
-from tinygrad_nnfs.tensor import OPS, Parameter, Tensor, no_grad, op
+from tinygrad_nnfs.registry import OPS, op
+from tinygrad_nnfs.tensor import Parameter, Tensor, no_grad
 
 __all__ = ["OPS", "Parameter", "Tensor", "manual_seed", "nn", "no_grad", "op", "ops", "optim"]
 __version__ = "0.1.0"

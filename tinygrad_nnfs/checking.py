@@ -13,7 +13,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tinygrad_nnfs.tensor import Op, Tensor
+from tinygrad_nnfs.registry import Op
+from tinygrad_nnfs.tensor import Tensor
 
 T = TypeVar("T")
 Arrays = Sequence[Any]  # numpy arrays, and numbers or None where an op takes them

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from tinygrad_nnfs import checking
 from tinygrad_nnfs.checking import Case, Draw, cases_of, run_checks
-from tinygrad_nnfs.tensor import Op
+from tinygrad_nnfs.registry import Op
 
 
 class _HypothesisDraw(Draw):

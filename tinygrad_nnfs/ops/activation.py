@@ -2,7 +2,7 @@
 
 import math
 
-from tinygrad_nnfs.tensor import Float, op
+from tinygrad_nnfs.registry import Float, op
 
 
 @op(method="relu")

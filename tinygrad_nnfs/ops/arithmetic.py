@@ -1,6 +1,6 @@
 """Arithmetic, element by element, with numpy's broadcasting; each rule undoes the broadcasting."""
 
-from tinygrad_nnfs.tensor import Float, Index, Number, op, unbroadcast
+from tinygrad_nnfs.registry import Float, Index, Number, op, unbroadcast
 
 
 @op(method="__add__", saves=0)

@@ -8,7 +8,7 @@ adds columns back to where they came from.
 import itertools
 import math
 
-from tinygrad_nnfs.tensor import Float, op
+from tinygrad_nnfs.registry import Float, op
 
 # -- geometry, shared with pooling -----------------------------------------------------------------
 

@@ -1,7 +1,7 @@
 """Dropout."""
 
 from tinygrad_nnfs import backend
-from tinygrad_nnfs.tensor import Float, op
+from tinygrad_nnfs.registry import Float, op
 
 
 @op

@@ -1,6 +1,6 @@
 """Matrix products and table look-up."""
 
-from tinygrad_nnfs.tensor import Float, Index, Number, op, unbroadcast
+from tinygrad_nnfs.registry import Float, Index, Number, op, unbroadcast
 
 
 @op(method="__matmul__")

@@ -1,6 +1,6 @@
 """Losses. `reduction` is "mean" (default), "sum" or "none", as in PyTorch."""
 
-from tinygrad_nnfs.tensor import Float, Index, op
+from tinygrad_nnfs.registry import Float, Index, op
 
 
 def _reduce(reduction, losses):

@@ -1,6 +1,6 @@
 """Normalisation layers: zero mean and unit variance, then a learned scale and shift."""
 
-from tinygrad_nnfs.tensor import Float, once, op
+from tinygrad_nnfs.registry import Float, once, op
 
 
 def _normalize(xp, x, mean, inverse):

@@ -3,7 +3,7 @@
 import itertools
 
 from tinygrad_nnfs.ops.convolution import crop, output_size, pad_image, pair, window_slices
-from tinygrad_nnfs.tensor import Float, op
+from tinygrad_nnfs.registry import Float, op
 
 
 def _windows(x, kernel_size, stride, padding):

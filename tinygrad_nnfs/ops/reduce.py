@@ -2,7 +2,7 @@
 
 import math
 
-from tinygrad_nnfs.tensor import Float, Number, op
+from tinygrad_nnfs.registry import Float, Number, op
 
 
 def _restore(xp, reduced, shape, axis, keepdims):

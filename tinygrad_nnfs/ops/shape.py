@@ -3,10 +3,11 @@
 from types import EllipsisType
 
 from tinygrad_nnfs import backend
-from tinygrad_nnfs.tensor import Number, Tensor, op
+from tinygrad_nnfs.registry import Number, op
+from tinygrad_nnfs.tensor import Tensor
 
 
-@op(saves=0)
+@op(method="reshape", spread=True, saves=0)
 def reshape(xp, x: Number, *, shape):
     """The same elements, in the same (row-major) order, in `shape`; one size may be -1."""
     before = x.shape
@@ -30,7 +31,7 @@ def _(draw):
     yield draw.case(draw.normal(), shape=(1, 1))
 
 
-@op(saves=0)
+@op(method="transpose", spread=True, saves=0)
 def transpose(xp, x: Number, *, axes=None):
     """The axes in the order `axes`; None reverses them."""
 

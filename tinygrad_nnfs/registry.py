@@ -1,0 +1,308 @@
+"""The ops: what `@op` makes of a function on arrays, and OPS, where all of them are.
+
+`op` lifts a function to Tensors: it turns whatever it is called with into arrays of one device and
+one dtype, runs the function, or a faster variant of it, and records its rules on the tape.
+"""
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from types import ModuleType
+from typing import Annotated, Any, Concatenate, ParamSpec, Protocol, cast, overload
+
+import numpy as np
+
+from tinygrad_nnfs import backend, tensor
+from tinygrad_nnfs.backend import Array
+from tinygrad_nnfs.tensor import Node, Rule, Tensor, Untracked, as_array, make_tensor
+
+P = ParamSpec("P")
+
+# What an op says of each of its inputs. To a caller all three accept a Tensor, an array, a (nested)
+# list or a number; inside the op the value is an array, or the number itself.
+Float = Annotated[Any, "computed in floating point: integers become float32"]
+Number = Annotated[Any, "computed in the dtype it has, or the floating dtype of its neighbours"]
+Index = Annotated[Any, "taken as it is, never differentiated: class labels, indices, conditions"]
+
+
+class Op(Protocol[P]):
+    """What `@op` makes of a function: called with Tensors; the rest is for tests and kernels."""
+
+    __name__: str
+    reference: Callable[..., tuple[Any, ...]]
+    variants: dict[ModuleType, list[tuple[Callable[..., bool], Callable[..., Any]]]]
+    sampler: Callable[..., Any] | None
+    saves: float
+
+    def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
+    def samples(self, sampler: Callable[..., Any], /) -> Callable[..., Any]: ...
+    def on(
+        self, xp: ModuleType, /, *, when: Callable[..., bool]
+    ) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
+
+
+OPS: dict[str, Op[...]] = {}
+
+
+@overload
+def op(function: Callable[Concatenate[Any, P], Any], /) -> Op[P]: ...
+@overload
+def op(
+    *, method: str | None = None, spread: bool = False, saves: float = 1.0
+) -> Callable[[Callable[Concatenate[Any, P], Any]], Op[P]]: ...
+
+
+def op(
+    function: Any = None, /, *, method: str | None = None, spread: bool = False, saves: float = 1.0
+) -> Any:
+    """Lift `function(xp, *arrays, **params) -> (output, rule, ...)` to Tensors and enter it in OPS.
+
+    `xp` is the backend of the arrays. Each positional input gets one rule, in order, or None if it
+    has no derivative. A rule returns dy, a view of dy, or an array that it alone made, of its
+    input's shape and dtype; it changes nothing it was given. What it captures is what is saved.
+
+    Args:
+        method: the name under which Tensor gets the op, too. For a binary operator such as
+            `__sub__` the reflected `__rsub__` comes with it. Other methods take the op's options
+            by position, too: `x.sum(0)`.
+        spread: the method takes the one option's elements one by one, too: `x.reshape(2, 3)`.
+        saves: how many times the bytes of inputs plus output the rules may keep alive; checked by
+            `checking.check_op`.
+
+    The lifted op has `.samples`, a decorator for the generator of its test cases (see
+    `checking.Draw`), and `.on(xp, when=...)`, which registers a faster variant for one backend,
+    used where `when(*arrays, **params)` holds.
+    """
+    if function is None:
+        return functools.partial(op, method=method, spread=spread, saves=saves)
+
+    name = function.__name__
+    signature, kinds, variadic = _read_signature(function)
+    positional = frozenset(kinds)
+    kind_of = tuple(kinds.values())
+    arity = None if variadic else len(kinds)
+    variants: dict[ModuleType, list[tuple[Callable[..., bool], Callable[..., Any]]]] = {}
+
+    @functools.wraps(function)
+    def apply(*inputs: Any, **params: Any) -> Tensor:
+        if len(inputs) != arity or (params and not positional.isdisjoint(params)):
+            inputs, params = _bind(name, signature, inputs, params)
+        xp, arrays = _operands(name, kind_of * len(inputs) if variadic else kind_of, inputs)
+        run = function
+        try:
+            if variants:
+                for when, variant in variants.get(xp, ()):
+                    if when(*arrays, **params):
+                        run = variant
+                        break
+            result = run(xp, *arrays, **params)
+        except (ValueError, TypeError, IndexError) as error:
+            kind = next(k for k in (ValueError, TypeError, IndexError) if isinstance(error, k))
+            raise kind(f"{_describe(name, kinds, variadic, arrays)}: {error}") from error
+        output, rules = result[0], result[1:]
+        if type(output) is not np.ndarray:
+            output = xp.asarray(output)  # numpy turns what would be a 0-d array into a scalar
+        if len(rules) != len(inputs):
+            raise TypeError(f"{name} returned {len(rules)} rules for {len(inputs)} inputs")
+        node = _record(name, output, inputs, rules) if tensor.thread.recording else None
+        return make_tensor(output, node)
+
+    if name in OPS and OPS[name].reference.__module__ != function.__module__:
+        raise ValueError(
+            f"there is an op {name!r} in {OPS[name].reference.__module__} already: rename this one"
+        )
+
+    def samples(sampler: Any) -> Any:
+        lifted.sampler = sampler
+        return sampler
+
+    def on(xp: ModuleType, *, when: Callable[..., bool]) -> Any:
+        def register(variant: Any) -> Any:
+            variants.setdefault(xp, []).append((when, variant))
+            return variant
+
+        return register
+
+    lifted: Any = apply
+    lifted.__signature__ = signature  # help(op) shows what callers pass: no xp
+    lifted.reference, lifted.variants, lifted.saves = function, variants, saves
+    lifted.sampler, lifted.samples, lifted.on = None, samples, on
+    OPS[name] = lifted
+    if method is not None:
+        _add_method(method, lifted, signature, spread)
+    return lifted
+
+
+def _read_signature(function: Any) -> tuple[inspect.Signature, dict[str, Any], bool]:
+    """The signature without xp, the kind of each positional input, and whether it is `*inputs`."""
+    first, *rest = inspect.signature(function, eval_str=True).parameters.values()
+    if first.name != "xp":
+        raise TypeError(f"op {function.__name__}: the first argument must be xp, the backend")
+    kinds: dict[str, Any] = {}
+    variadic = False
+    for p in rest:
+        if p.kind is not p.KEYWORD_ONLY:
+            kinds[p.name] = p.annotation if p.annotation in (Number, Index) else Float
+            variadic = p.kind is p.VAR_POSITIONAL
+    return inspect.Signature(rest, return_annotation=Tensor), kinds, variadic
+
+
+def _bind(name: str, signature: inspect.Signature, inputs: Any, params: Any) -> tuple[Any, Any]:
+    """Put inputs that were given by name in their places and fill in the optional ones."""
+    variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
+    if variadic and len(inputs) == 1 and isinstance(inputs[0], list | tuple):
+        inputs = inputs[0]  # stack([a, b]) says the same as stack(a, b)
+    try:
+        bound = signature.bind(*inputs, **params)
+    except TypeError as error:
+        raise TypeError(f"{name}{signature.replace(return_annotation=())}: {error}") from None
+    bound.apply_defaults()
+    return bound.args, {k: v for k, v in bound.kwargs.items() if k in params}
+
+
+def _operands(
+    name: str, kinds: tuple[Any, ...], inputs: tuple[Any, ...]
+) -> tuple[ModuleType, list[Any]]:
+    """The inputs as arrays of one backend and, where they are computed with, of one dtype."""
+    dtype: Any = None
+    arrays: list[Any] = []
+    for x in inputs:  # the common case first: all of one floating dtype, on the CPU
+        data = x.data if isinstance(x, Tensor) else x
+        if type(data) is not np.ndarray:
+            break
+        if dtype is None:
+            dtype = data.dtype
+        if data.dtype is not dtype and kinds[len(arrays)] is not Index:
+            break
+        arrays.append(data)
+    else:
+        if dtype is not None and dtype.kind == "f":
+            return np, arrays
+    return _convert(name, kinds, inputs)
+
+
+def _convert(
+    name: str, kinds: tuple[Any, ...], inputs: tuple[Any, ...]
+) -> tuple[ModuleType, list[Any]]:
+    """`_operands` for everything else: numbers, lists, arrays, integers, other devices."""
+    values = [x.data if isinstance(x, Tensor) else x for x in inputs]
+    devices = {backend.device_of(v) for v in values if backend.is_array(v)}
+    if len(devices) > 1:
+        where = ", ".join(backend.device_of(v) if backend.is_array(v) else "-" for v in values)
+        raise ValueError(f"{name}: its inputs are on different devices ({where}): use to(device)")
+    xp = backend.of(next((v for v in values if backend.is_array(v)), np.empty(0)))
+    for i, v in enumerate(values):
+        if v is None or backend.is_array(v):
+            continue
+        if kinds[i] is Index:
+            values[i] = xp.asarray(v)
+        elif not devices or type(v) not in (bool, int, float):
+            values[i] = xp.asarray(as_array(v))
+        # else a number stays a number: it takes the dtype of the arrays that it meets
+    dtype = _common_dtype(name, kinds, inputs, values)
+    for i, v in enumerate(values):
+        if backend.is_array(v) and kinds[i] is not Index and dtype is not None and v.dtype != dtype:
+            values[i] = v.astype(dtype)
+    return xp, values
+
+
+def _common_dtype(
+    name: str, kinds: tuple[Any, ...], inputs: tuple[Any, ...], values: list[Any]
+) -> Any:
+    """The floating dtype in which the op computes; None to leave integers alone."""
+    computed = [i for i, v in enumerate(values) if kinds[i] is not Index and v is not None]
+    arrays = [i for i in computed if backend.is_array(values[i])]
+    floating = [i for i in arrays if values[i].dtype.kind == "f"]
+    tensors = {values[i].dtype for i in floating if isinstance(inputs[i], Tensor)}
+    if len(tensors) > 1:
+        names = " and ".join(sorted(str(d) for d in tensors))
+        raise TypeError(f"{name}: its inputs mix {names}: use astype so that they agree")
+    if tensors:
+        return tensors.pop()
+    if floating:  # no floating Tensor: arrays keep their dtype, lists have become float32
+        return np.result_type(*(values[i].dtype for i in floating))
+    numbers = any(isinstance(values[i], float) for i in computed)
+    if numbers or any(kinds[i] is Float for i in computed):
+        return np.dtype(np.float32)
+    return None
+
+
+def _record(
+    name: str, output: Array, inputs: tuple[Any, ...], rules: tuple[Rule | None, ...]
+) -> Node | None:
+    """A Node for the output if somebody upstream wants a gradient; only the rules that serve him.
+
+    A rule whose input needs no gradient is dropped here, with everything that it captured: the
+    first layer never keeps its weight alive, nor computes a gradient for the images.
+    """
+    parents: list[Node | Untracked] = []
+    kept: list[Rule | None] = []
+    wanted = False
+    for x, rule in zip(inputs, rules):
+        node = x.node if isinstance(x, Tensor) else None
+        if node is not None:
+            parents.append(node)
+            kept.append(rule)
+            wanted = wanted or rule is not None
+        else:
+            data = x.data if isinstance(x, Tensor) else x
+            is_array = hasattr(data, "dtype")
+            parents.append((data.shape, data.dtype) if is_array else ((), type(data)))
+            kept.append(None)
+    return Node(name, output.shape, output.dtype, parents, kept) if wanted else None
+
+
+def _describe(name: str, kinds: dict[str, Any], variadic: bool, arrays: list[Any]) -> str:
+    """`matmul(a: float32 (2, 3), b: float32 (4,))`, to begin an error message with."""
+    names = [f"{n}[{i}]" for n in kinds for i in range(len(arrays))] if variadic else list(kinds)
+    described = [
+        f"{n}: {a.dtype} {a.shape}" if hasattr(a, "shape") else f"{n}: {a!r}"
+        for n, a in zip(names, arrays, strict=False)
+    ]
+    return f"{name}({', '.join(described)})"
+
+
+def _add_method(method: str, lifted: Any, signature: inspect.Signature, spread: bool) -> None:
+    options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    inputs = len(signature.parameters) - len(options)
+
+    @functools.wraps(lifted)
+    def call(*args: Any, **params: Any) -> Tensor:
+        args, values = args[:inputs], args[inputs:]
+        if spread and values and not (len(values) == 1 and isinstance(values[0], Sequence)):
+            values = (values,)
+        given = dict(zip(options, values, strict=False))
+        if len(values) > len(options) or not given.keys().isdisjoint(params):
+            raise TypeError(f"{method} takes {', '.join(options)}, each once: see help({method})")
+        return cast(Tensor, lifted(*args, **given, **params))
+
+    setattr(Tensor, method, call if options else lifted)
+    if method.startswith("__") and inputs == 2 and method not in _COMPARISONS:
+        setattr(Tensor, f"__r{method[2:]}", lambda self, other: lifted(other, self))
+
+
+_COMPARISONS = ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__")
+
+
+def once(shared: Callable[[Array], Any]) -> Callable[[Array], Any]:
+    """Work that several rules of one op share: computed for the first, remembered for the others.
+
+    The work is remembered for one `dy`, by identity, and dies with the rules.
+    """
+    known: list[Any] = [None, None]
+
+    def compute(dy: Array) -> Any:
+        if known[0] is not dy:
+            known[:] = dy, shared(dy)
+        return known[1]
+
+    return compute
+
+
+def unbroadcast(dy: Array, shape: tuple[int, ...]) -> Array:
+    """Sum `dy` over the axes that broadcasting added to or stretched from `shape`."""
+    if dy.shape == shape:
+        return dy
+    added = dy.ndim - len(shape)
+    stretched = [added + i for i, n in enumerate(shape) if n == 1 and dy.shape[added + i] != 1]
+    return dy.sum(axis=(*range(added), *stretched), keepdims=True).reshape(shape)
