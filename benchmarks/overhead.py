@@ -6,14 +6,16 @@ from collections.abc import Callable
 
 import numpy as np
 
-from benchmarks.timing import quartiles
+from benchmarks.timing import at_least, quartiles
 from tinygrad_nnfs import OPS, Tensor
 from tinygrad_nnfs.registry import Float, op
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ops", type=int, default=1000, metavar="N", help="length of the chain")
-    parser.add_argument("--rounds", type=int, default=200, metavar="N")
+    parser.add_argument(
+        "--ops", type=at_least(1), default=1000, metavar="N", help="length of the chain"
+    )
+    parser.add_argument("--rounds", type=at_least(2), default=200, metavar="N")
 
 
 def run(options: argparse.Namespace) -> None:

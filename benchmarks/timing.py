@@ -1,8 +1,20 @@
 """Fair timing on a noisy machine: contenders take turns in one process, medians are compared."""
 
+import argparse
 import statistics
 import time
 from collections.abc import Callable
+
+
+def at_least(smallest: int) -> Callable[[str], int]:
+    """An argparse type: an integer from `smallest` on."""
+
+    def integer(text: str) -> int:
+        if int(text) < smallest:
+            raise argparse.ArgumentTypeError(f"{text} is less than {smallest}")
+        return int(text)
+
+    return integer
 
 
 def interleave(

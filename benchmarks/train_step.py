@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks.timing import interleave, median_ratio, quartiles
+from benchmarks.timing import at_least, interleave, median_ratio, quartiles
 
 Step = Callable[[], object]
 LR, MOMENTUM = 0.01, 0.9
@@ -89,7 +89,7 @@ CONTENDERS: dict[str, Callable[[str, int], Step]] = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--model", choices=["mlp", "cnn"], default="cnn")
-    parser.add_argument("--batch-size", type=int, default=64, metavar="N")
+    parser.add_argument("--batch-size", type=at_least(1), default=64, metavar="N")
     parser.add_argument(
         "--against",
         nargs="*",
@@ -97,7 +97,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=["torch"],
         help="the peers (default: torch, in its default NCHW layout)",
     )
-    parser.add_argument("--rounds", type=int, default=10, metavar="N", help="turns of each peer")
+    parser.add_argument(
+        "--rounds", type=at_least(2), default=10, metavar="N", help="turns of each peer"
+    )
     parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
 
 

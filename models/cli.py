@@ -10,7 +10,7 @@ import numpy as np
 from tinygrad_nnfs.models.cnn import CNN
 from tinygrad_nnfs.models.mlp import MLP
 
-from tinygrad_nnfs import backend, data, manual_seed, optim
+from tinygrad_nnfs import __version__, backend, data, manual_seed, optim
 
 NETWORKS = {"mlp": MLP, "cnn": CNN}
 LEARNING_RATE = 0.02
@@ -31,6 +31,8 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         options.run(options)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
+    except OSError as error:  # the disk or device that the output goes to is full, say
+        fail(str(error))
     sys.exit(0)
 
 
@@ -46,6 +48,7 @@ def parser() -> argparse.ArgumentParser:
         description="Train the networks of tinygrad_nnfs.",
         epilog="example: nnfs train cnn --data fashion-mnist --epochs 3",
     )
+    top.add_argument("--version", action="version", version=f"nnfs {__version__}")
     commands = top.add_subparsers(metavar="COMMAND", required=True)
     add_train(commands)
     return top
@@ -110,8 +113,8 @@ def number(low: float, below: float | None):
         except ValueError:
             value = -1.0
         if not low <= value < (float("inf") if below is None else below):
-            limit = f">= {low}" if below is None else f"in [{low}, {below})"
-            raise argparse.ArgumentTypeError(f"{text!r} is no number {limit}")
+            limit = f"finite number >= {low}" if below is None else f"number in [{low}, {below})"
+            raise argparse.ArgumentTypeError(f"{text!r} is no {limit}")
         return value
 
     return parse

@@ -11,7 +11,7 @@ from tinygrad_nnfs.ops import softmax_cross_entropy
 def evaluate(
     network: nn.Module, images: np.ndarray, labels: np.ndarray, device: str = "cpu"
 ) -> tuple[float, float]:
-    """Mean loss and accuracy (0 to 1) over images uint8 (n, 28, 28), in evaluation mode."""
+    """Mean loss and accuracy (0 to 1) of images uint8 (n, 28, 28). The network stays in eval()."""
     network.eval()
     batch_size = 256  # keeps the CNN's activations small
     loss_sum = correct = 0.0

@@ -31,7 +31,7 @@ def test_overhead():
 @pytest.mark.parametrize("model", ["mlp", "cnn"])
 def test_train_step_alone(model):
     done = benchmark(
-        "train-step", "--model", model, "--against", "--rounds", "1", "--batch-size", "4"
+        "train-step", "--model", model, "--against", "--rounds", "2", "--batch-size", "4"
     )
     assert done.returncode == 0, done.stderr
     assert "tinygrad_nnfs" in done.stdout
@@ -39,7 +39,13 @@ def test_train_step_alone(model):
 
 def test_train_step_against_torch():
     pytest.importorskip("torch")
-    done = benchmark("train-step", "--model", "mlp", "--rounds", "1", "--batch-size", "4")
+    done = benchmark("train-step", "--model", "mlp", "--rounds", "2", "--batch-size", "4")
     assert done.returncode == 0, done.stderr
     assert "torch" in done.stdout
     assert "ratio" in done.stdout
+
+
+def test_too_few_rounds_are_named():
+    done = benchmark("overhead", "--rounds", "1")
+    assert done.returncode == 2
+    assert "argument --rounds: 1 is less than 2" in done.stderr

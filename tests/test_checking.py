@@ -24,6 +24,11 @@ def two(draw):
     yield draw.case(draw.normal(*a), draw.normal(*b))
 
 
+def pair_of_one_shape(draw):
+    shape = draw.shape(smallest=1)
+    yield draw.case(draw.normal(*shape), draw.normal(*shape))
+
+
 def matrices(draw):
     n, i, o = draw.sizes(3)
     yield draw.case(draw.normal(n, i), draw.normal(i, o))
@@ -120,6 +125,10 @@ def wrong_float64(xp, x):
     return x * np.float64(3), lambda dy: (dy * 3).astype(x.dtype)
 
 
+def wrong_forgotten_rule(xp, a, b):
+    return a * b, lambda dy: (dy * b).sum(axis=tuple(range(dy.ndim - a.ndim))), None
+
+
 def wrong_hidden_zero(xp, x):
     """Drops one element of many."""
 
@@ -148,6 +157,7 @@ WRONG = [
     (wrong_hoards, one, "bytes for its rules"),
     (wrong_float64, one, "float32 inputs give float64"),
     (wrong_hidden_zero, one, "the gradient by input 0"),
+    (wrong_forgotten_rule, pair_of_one_shape, "the gradient by input 1"),
 ]
 
 
@@ -225,9 +235,22 @@ def test_gradcheck_catches_a_missing_gradient():
         gradcheck(lambda x: (x.detach() * 2).sum(), np.ones(2))
 
 
-def test_gradcheck_wants_a_tensor():
-    with pytest.raises(TypeError, match="must return one Tensor, found float"):
+def test_gradcheck_wants_a_floating_tensor_and_something_to_check():
+    with pytest.raises(TypeError, match="must return a floating Tensor, found float"):
         gradcheck(lambda x: 1.0, np.ones(2))
+    with pytest.raises(TypeError, match="must return a floating Tensor, found one of int64"):
+        gradcheck(lambda x: x.astype("int64"), np.ones(2))
+    with pytest.raises(TypeError, match="nothing to check"):
+        gradcheck(lambda x: x * 2.0, np.array([1, 2]))
+
+
+def test_gradcheck_takes_lists():
+    @op
+    def seven(xp, x):
+        return x * 2, lambda dy: dy * 0 + 7
+
+    with pytest.raises(CheckError, match="is 7"):
+        gradcheck(lambda x: seven(x).sum(), [1.0, 2.0])
 
 
 # -- draw ------------------------------------------------------------------------------------------

@@ -8,6 +8,8 @@ import sys
 import pytest
 from tinygrad_nnfs.models import cli
 
+from tinygrad_nnfs import __version__
+
 NNFS = [sys.executable, "-m", "tinygrad_nnfs.models.cli"]
 
 
@@ -74,9 +76,9 @@ def test_live_progress_on_a_terminal():
         (["train", "rnn"], 2, "invalid choice: 'rnn'"),
         (["train", "--epochs", "0"], 2, "argument --epochs: '0' is no integer >= 1"),
         (["train", "--batch-size", "1.5"], 2, "'1.5' is no integer >= 1"),
-        (["train", "--lr", "fast"], 2, "argument --lr: 'fast' is no number >= 0"),
-        (["train", "--lr", "nan"], 2, "'nan' is no number >= 0"),
-        (["train", "--lr", "inf"], 2, "'inf' is no number >= 0"),
+        (["train", "--lr", "fast"], 2, "argument --lr: 'fast' is no finite number >= 0"),
+        (["train", "--lr", "nan"], 2, "'nan' is no finite number >= 0"),
+        (["train", "--lr", "inf"], 2, "'inf' is no finite number >= 0"),
         (["train", "--momentum", "1"], 2, "'1' is no number in [0, 1)"),
         (["train", "--seed", "-1"], 2, "'-1' is no integer >= 0"),
         (["train", "--device", "tpu"], 2, "invalid choice: 'tpu'"),
@@ -117,3 +119,27 @@ def test_help_has_an_example(capsys, arguments):
     status, out, _ = nnfs(capsys, *arguments)
     assert status == 0
     assert "example: " in out
+
+
+def test_version(capsys):
+    assert nnfs(capsys, "--version")[:2] == (0, f"nnfs {__version__}\n")
+
+
+@pytest.mark.skipif(not os.path.exists("/dev/full"), reason="there is no /dev/full")
+def test_full_disk_is_one_line():
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(
+            [*NNFS, "train", "--epochs", "1"], stdout=full, stderr=subprocess.PIPE, text=True
+        )
+    assert done.returncode != 0
+    assert "Traceback" not in done.stderr
+    assert "No space left on device" in done.stderr
+
+
+def test_a_reader_that_leaves_is_no_traceback():
+    command = " ".join([*NNFS, "train", "--epochs", "5"])
+    done = subprocess.run(
+        ["sh", "-c", f"{command} | head -n 1"], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.startswith("mlp on digits")
+    assert "Traceback" not in done.stderr

@@ -85,7 +85,7 @@ GOOD = idx(np.zeros((3, 2, 2)))
         ("a", idx(np.zeros((3, 2, 2)), magic=0x803 + 1), "magic number is 0x804, expected 0x803"),
         ("a", idx(np.zeros((3, 2, 2)), magic=0xD03), "magic number is 0xd03, expected 0x803"),
         ("a", b"<!DOCTYPE html> not found", "magic number is 0x3c21444f, expected 0x803"),
-        ("a", idx(np.zeros(1), magic=0x803, shape=(2**32 - 1,) * 3), "2147483648 at most"),
+        ("a", idx(np.zeros(1), magic=0x803, shape=(2**32 - 1,) * 3), "1073741824 at most"),
         ("a.gz", b"", "header is cut off after 0 bytes"),
         ("a.gz", b"no gzip at all", "cannot be read: Not a gzipped file"),
         ("a.gz", gzip.compress(GOOD)[:-4], "cannot be read: Compressed file ended before"),

@@ -1,5 +1,7 @@
 """Modules: registration, state, modes, devices, initial weights."""
 
+import copy
+
 import numpy as np
 import pytest
 
@@ -25,9 +27,9 @@ class Two(nn.Module):
 def test_registration_by_assignment():
     names = [name for name, _ in Two().named_parameters()]
     assert names == [
-        "scale",
         *("first.weight", "first.bias"),
         *("rest.0.weight", "rest.0.bias", "rest.1.weight"),
+        "scale",
     ]
     assert [b.shape for b in Two().buffers()] == [(1,)]
 
@@ -144,7 +146,7 @@ def test_astype_keeps_the_parameters_themselves():
     assert list(map(id, network.parameters())) == list(map(id, parameters))
     assert all(t.dtype == np.float64 for t in (*parameters, network.mean))
     gradcheck(network, np.random.default_rng(0).standard_normal((2, 3)))
-    assert network.to("cpu").scale is parameters[0]
+    assert network.to("cpu").scale is parameters[-1]
     with pytest.raises(TypeError, match="floating-point, found"):
         network.astype(int)
 
@@ -201,3 +203,75 @@ def test_sequential():
         nn.Module()(1)
     with pytest.raises(ValueError, match="3 input channels do not divide into 2 groups"):
         nn.Conv2d(3, 4, 3, groups=2)
+
+
+def test_lists_tuples_and_dicts_register_what_is_in_them():
+    class Nested(nn.Module):
+        def __init__(self):
+            self.table = {"a": Parameter([1.0]), "b": [nn.Linear(1, 1)]}
+            self.pair = (nn.Buffer([0.0]), [[Parameter([2.0])]])
+
+    assert set(Nested().state_dict()) == {
+        *("table.a", "table.b.0.weight", "table.b.0.bias", "pair.0", "pair.1.0.0"),
+    }
+
+
+def test_a_parameter_is_not_replaced_by_something_else():
+    layer = nn.Linear(2, 2)
+    with pytest.raises(
+        TypeError, match=r"Linear\.weight is a Parameter and would no longer be one"
+    ):
+        layer.weight = layer.weight * 2
+    with pytest.raises(TypeError, match=r"change its \.data in place"):
+        layer.weight -= 0.1
+    layer.weight = Parameter(Tensor(np.ones((2, 2))))
+    layer.bias = None
+    assert [name for name, _ in layer.named_parameters()] == ["weight"]
+
+
+def test_moving_to_where_it_is_keeps_gradients():
+    network = nn.Linear(2, 2)
+    loss = network(np.ones((1, 2), np.float32)).sum()
+    network.to("cpu").astype(np.float32)
+    loss.backward()
+    assert network.weight.grad is not None
+    assert network.to("cpu").weight.grad is not None
+
+
+def test_positional_options_are_in_pytorchs_order():
+    assert nn.Conv2d(4, 6, 3, 2, 1, 2, 2, False).bias is None
+    layer = nn.Conv2d(4, 6, 3, 2, 1)
+    assert (layer.stride, layer.padding) == ((2, 2), (1, 1))
+    assert nn.MaxPool2d(3, 1)(np.zeros((1, 1, 4, 4))).shape == (1, 1, 2, 2)
+    assert not isinstance(nn.AvgPool2d(2), nn.MaxPool2d)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: nn.Conv2d(1, 1, 3, groups=0), "do not divide into 0 groups"),
+        (lambda: nn.Conv2d(1, 1, (3,)), r"kernel_size must be an integer >= 1, or two, found \(3,"),
+        (lambda: nn.Conv2d(1, 1, 3, stride=0), "stride must be an integer >= 1"),
+        (lambda: nn.Linear(0, 3), r"sizes >= 1, found shape \(3, 0\)"),
+    ],
+)
+def test_bad_sizes_are_named(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_a_slice_of_a_sequential_is_one():
+    network = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 1))
+    assert isinstance(network[:2], nn.Sequential)
+    assert network[:2](np.ones((1, 2), np.float32)).shape == (1, 3)
+
+
+def test_deep_copies_are_independent():
+    network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(2))
+    twin = copy.deepcopy(network)
+    twin[0].weight.data += 1
+    assert (twin[0].weight.numpy() != network[0].weight.numpy()).all()
+    assert isinstance(twin[0].weight, Parameter)
+    assert isinstance(twin[1].running_mean, nn.Buffer)
+    with pytest.raises(RuntimeError, match=r"copy of the result of multiply.*x\.detach"):
+        copy.deepcopy(network[0].weight * 2)

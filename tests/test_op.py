@@ -86,8 +86,37 @@ def test_number_of_rules_must_fit():
     def forgetful(xp, a, b):
         return a + b, lambda dy: dy
 
-    with pytest.raises(TypeError, match="forgetful returned 1 rules for 2 inputs"):
+    with pytest.raises(
+        TypeError, match="op forgetful must return its output and one rule for each input"
+    ):
         forgetful(Tensor(1.0), Tensor(2.0))
+
+
+def test_rules_must_come_in_a_tuple():
+    @op
+    def bare(xp, x):
+        return x * 2
+
+    with pytest.raises(TypeError, match="op bare must return its output and one rule for each"):
+        bare(Tensor([1.0, 2.0]))
+
+
+def test_variadic_inputs_stand_alone():
+    with pytest.raises(TypeError, match=r"op mixed: \*inputs cannot stand beside other inputs"):
+
+        @op
+        def mixed(xp, a, *xs):
+            return a, None
+
+
+def test_the_wrong_rule_is_named_although_both_inputs_are_one_tensor():
+    @op
+    def second_wrong(xp, a, b):
+        return a + b, lambda dy: dy, lambda dy: None
+
+    x = Tensor([1.0], requires_grad=True)
+    with pytest.raises(RuntimeError, match="the rule of second_wrong for input 1 returned None"):
+        second_wrong(x, x).backward()
 
 
 def test_kinds_of_inputs():

@@ -120,6 +120,17 @@ def test_zero_grad_and_gradients_not_mutated():
             r"unknown settings \['decay'\]; known: \['lr'",
         ),
         (lambda: optim.Adam([P], betas=(0.9, 1)), ValueError, r"Adam: betas must be in \[0, 1\)"),
+        (lambda: optim.SGD(P, lr=1), TypeError, "an iterable of Parameters, found one Tensor"),
+        (lambda: optim.SGD([{"lr": 1}], lr=1), TypeError, 'a group is a dict with "params"'),
+        (
+            lambda: optim.SGD([{"params": [P], "momentum": 5}], lr=1),
+            ValueError,
+            r"momentum must be in \[0, 1\), found 5",
+        ),
+        (lambda: setattr(optim.SGD([P], lr=1), "lr", -1), ValueError, "lr must be >= 0, found -1"),
+        (lambda: optim.OneCycle(0.1, 10, warmup=1.0), ValueError, r"warmup must be in \(0, 1\)"),
+        (lambda: optim.StepDecay(0.1, every=0), ValueError, "StepDecay: every must be > 0"),
+        (lambda: optim.CosineDecay(0.1, total=0), ValueError, "CosineDecay: total must be > 0"),
         (lambda: optim.clip_grad_norm([P], 0), ValueError, "max_norm must be > 0, found 0"),
     ],
 )
@@ -141,6 +152,13 @@ def test_clip_grad_norm():
     a.grad = Tensor(np.array([np.nan, 1.0]))
     assert math.isnan(optim.clip_grad_norm([a], 1.0))
     assert a.grad.numpy()[1] == 1
+
+
+def test_clip_grad_norm_counts_a_shared_parameter_once_and_does_not_overflow():
+    p = Parameter(np.zeros(2, np.float32))
+    p.grad = Tensor(np.float32([3e20, 4e20]))
+    assert optim.clip_grad_norm([p, p], 1.0) == pytest.approx(5e20)
+    np.testing.assert_allclose(p.grad.numpy(), [0.6, 0.8], rtol=1e-6)
 
 
 def test_schedules():

@@ -222,7 +222,7 @@ def test_backward_of_many_elements_needs_a_gradient():
     ("gradient", "message"),
     [
         (np.ones(3), r"must be float64 \(2,\), found float64 \(3,\)"),
-        (np.ones(2, np.float32), r"must be float64 \(2,\), found float32 \(2,\)"),
+        (Tensor(np.ones(2, np.float32)), r"must be float64 \(2,\), found float32 \(2,\)"),
     ],
 )
 def test_backward_refuses_another_shape_or_dtype(gradient, message):

@@ -63,6 +63,13 @@ F32, F64, I64 = (Tensor(np.ones(2, d)) for d in (np.float32, np.float64, np.int6
         (lambda: ops.add(1, 2), "float32"),
         (lambda: ops.maximum(F32, 0), "float32"),
         (lambda: ops.where(F32 > 0, F32, 0), "float32"),
+        (lambda: ops.where(F32 > 0, 1.0, 0.0), "float32"),
+        (lambda: I64 * [1, 2], "int64"),
+        (lambda: I64 * [0.5, 2], "float32"),
+        (lambda: I64.clip(0.5), "float32"),
+        (lambda: F32.clip(np.float64(0), np.float64(1)), "float32"),
+        (lambda: ops.leaky_relu(F32, slope=np.float64(0.1)), "float32"),
+        (lambda: Tensor(np.ones(2, ">f4")).exp(), "float32"),
     ],
 )
 def test_dtype_of_a_result(result, dtype):
@@ -84,7 +91,7 @@ def test_number_to_the_power_of_a_tensor_keeps_float32_in_the_gradient():
 
 
 def test_mixed_floating_dtypes_name_the_op():
-    with pytest.raises(TypeError, match=r"matmul: its inputs mix float32 and float64: use astype"):
+    with pytest.raises(TypeError, match=r"^matmul\(.*inputs mix float32 and float64: use astype"):
         Tensor(np.ones((2, 2), np.float32)) @ Tensor(np.ones((2, 2)))
 
 
@@ -272,6 +279,47 @@ def test_grad_must_fit():
         Tensor([1.0]).grad = Tensor([1.0])
 
 
+def test_numpy_functions_do_not_take_it_off_the_tape_by_accident():
+    x = Tensor([1.0], requires_grad=True)
+    with pytest.raises(TypeError, match=r"off the tape without a word: use x\.numpy\(\)"):
+        np.concatenate([x, x])
+    with pytest.raises(TypeError, match=r"use ops\.stack"):
+        Tensor([[x, x]])
+    assert x.numpy().tolist() == [1]
+
+
+def test_format():
+    assert f"{Tensor(1.2345):.2f}" == "1.23"
+    assert f"{Tensor([1.0])}".startswith("Tensor(")
+
+
+def test_subclasses_with_arithmetic_of_their_own_become_plain():
+    x = Tensor(np.ones((2, 2)).view(np.matrix))
+    assert type(x.data) is np.ndarray
+
+
+def test_gradient_arrays_take_the_tensors_dtype():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    (x * 2).backward(np.ones(2))
+    (x * 2).backward([1, 1])
+    assert x.grad.numpy().tolist() == [4, 4]
+    assert x.grad.dtype == np.float32
+
+
+def test_leaf_gradients_can_be_written_to():
+    x = Tensor([1.0, 2.0], requires_grad=True)
+    x.mean().backward()
+    x.grad.data *= 2
+    assert x.grad.numpy().tolist() == [1, 1]
+
+
+def test_transpose_with_negative_axes():
+    x = Tensor(np.arange(6.0).reshape(2, 3), requires_grad=True)
+    dy = np.arange(6.0).reshape(3, 2)
+    x.transpose(-1, 0).backward(dy)
+    np.testing.assert_array_equal(x.grad.numpy(), dy.T)
+
+
 # -- errors ----------------------------------------------------------------------------------------
 
 
@@ -310,6 +358,30 @@ def test_shapes_that_do_not_fit_are_named(call, message):
         call()
 
 
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda x: x @ 2, r"^matmul\(a: float32 \(1,\), b: 2\): 'int' object has no"),
+        (lambda x: ops.linear(x, None), r"^linear\(x: float32 \(1,\), weight: None"),
+        (lambda x: x + "abc", r"^add\(a: .*elements must be bool, integer or floating"),
+        (lambda x: x.astype(complex), r"^astype\(.*must be bool, integer or floating"),
+        (lambda x: x.max(0, False, 3), r"Tensor\.max takes axis, keepdims, each once"),
+        (lambda x: ops.conv2d(x, x, strides=2), r"^conv2d\(x, weight, bias=None, \*, stride=1"),
+        (lambda x: setattr(x, "grad", np.ones(1)), "grad must be a Tensor or None"),
+    ],
+)
+def test_wrong_types_are_named(call, message):
+    with pytest.raises(TypeError, match=message):
+        call(Tensor([1.0], requires_grad=True))
+
+
+def test_axes_out_of_range_are_named():
+    for call in (lambda x: x.mean(axis=5), lambda x: x.sum(axis=(0, 2)), lambda x: x.var(-3)):
+        with pytest.raises(ValueError, match="is out of range for 2 axes"):
+            call(Tensor(np.ones((2, 2))))
+    assert Tensor(np.ones((2, 2))).mean([0, 1]).item() == 1
+
+
 def test_devices():
     x = Tensor([1.0])
     assert x.device == "cpu"
@@ -339,6 +411,7 @@ def test_mixed_devices_name_the_op_and_both(monkeypatch):
     monkeypatch.setattr(
         backend, "device_of", lambda a: "cuda" if isinstance(a, Elsewhere) else real(a)
     )
-    a, b = Tensor(np.ones(2)), Tensor(np.ones(2).view(Elsewhere))
-    with pytest.raises(ValueError, match=r"add: .* different devices \(cpu, cuda\): use to"):
+    a, b = Tensor(np.ones(2)), Tensor(np.ones(2))
+    b.data = b.data.view(Elsewhere)
+    with pytest.raises(ValueError, match=r"^add\(.* different devices \(cpu, cuda\): use to"):
         a + b

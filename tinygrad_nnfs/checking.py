@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tinygrad_nnfs.registry import Op
+from tinygrad_nnfs.registry import Index, Op
 from tinygrad_nnfs.tensor import Tensor
 
 T = TypeVar("T")
@@ -140,25 +140,28 @@ def cases_of(op: Op[...], draw: Draw) -> Iterator[Case]:
 def gradcheck(fn: Callable[..., Tensor], *inputs: Any, seed: int = 0, directions: int = 3) -> None:
     """Check the gradients of `fn(*Tensors) -> Tensor` against central differences in float64.
 
-    `inputs` are arrays, numbers or Tensors; the floating ones are converted to float64 and checked
-    along random `directions`, the others are passed on as they are. `fn` must be deterministic, and
-    smooth within 0.002 of the inputs. Raises CheckError with the input, the place and both values.
+    `inputs` are arrays, numbers, lists or Tensors. The floating ones are converted to float64 and
+    checked along random `directions`, integers are passed on as they are. `fn` must compute in
+    float64 too (`network.astype("float64")`), be deterministic, and be smooth within 0.002 of the
+    inputs. Raises CheckError with the input, the place and both values.
     """
     given = [x.numpy() if isinstance(x, Tensor) else x for x in inputs]
-    arrays = [
-        np.array(x, np.float64) if isinstance(x, float) or _is_floating(x) else x for x in given
-    ]
+    arrays = [np.array(x, np.float64) if np.asarray(x).dtype.kind == "f" else x for x in given]
+    if not any(map(_is_floating, arrays)):
+        raise TypeError("gradcheck: there is nothing to check, for no input is floating-point")
 
     def forward(arrays: Arrays) -> Any:
-        return _output(fn(*(Tensor(x) if isinstance(x, np.ndarray) else x for x in arrays)))
+        y = fn(*(Tensor(x) if isinstance(x, np.ndarray) else x for x in arrays))
+        if not isinstance(y, Tensor) or y.dtype.kind != "f":
+            found = f"one of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+            raise TypeError(f"gradcheck: the function must return a floating Tensor, found {found}")
+        return y.data
 
     def gradients(arrays: Arrays, dy: Any) -> list[Any]:
         leaves = [Tensor(x, requires_grad=True) if _is_floating(x) else x for x in arrays]
         y = fn(*leaves)
-        _output(y)
-        if not y.requires_grad:
-            return [np.zeros_like(x) if _is_floating(x) else None for x in arrays]
-        y.backward(dy)
+        if y.requires_grad:
+            y.backward(dy)
         return [
             None
             if not isinstance(x, Tensor)
@@ -168,14 +171,8 @@ def gradcheck(fn: Callable[..., Tensor], *inputs: Any, seed: int = 0, directions
             for x in leaves
         ]
 
-    name = getattr(fn, "__name__", repr(fn))
+    name = getattr(fn, "__name__", type(fn).__name__)
     _compare(name, forward, gradients, arrays, np.random.default_rng(seed), directions)
-
-
-def _output(y: Any) -> Any:
-    if not isinstance(y, Tensor):
-        raise TypeError(f"gradcheck: the function must return one Tensor, found {type(y).__name__}")
-    return y.data
 
 
 def _is_floating(x: Any) -> bool:
@@ -268,10 +265,16 @@ def _apply_rules(rules: Sequence[Any], dy: Any, inputs: Arrays) -> list[Any]:
 
 def check_gradient(op: Op[...], case: Case) -> None:
     """Each rule agrees with central differences, in float64, along random directions."""
+    kinds = (op.kinds * len(case.inputs) if len(op.kinds) == 1 else op.kinds)[: len(case.inputs)]
     for name, function in implementations(op, case):
 
         def gradients(arrays: Arrays, dy: Any, function: Any = function) -> list[Any]:
-            return _apply_rules(_run(function, case, arrays)[1], dy, arrays)
+            found = _apply_rules(_run(function, case, arrays)[1], dy, arrays)
+            return [
+                # a rule that was forgotten says that the derivative is zero
+                np.zeros(x.shape) if dx is None and kind is not Index and _is_floating(x) else dx
+                for x, dx, kind in zip(arrays, found, kinds, strict=True)
+            ]
 
         def forward(arrays: Arrays, function: Any = function) -> Any:
             return _run(function, case, arrays)[0]
@@ -332,7 +335,7 @@ def check_nothing_mutated(op: Op[...], case: Case) -> None:
 
 
 def check_no_aliases(op: Op[...], case: Case) -> None:
-    """Gradients of leaves share no memory with each other, the inputs, the output or dy."""
+    """Leaves own their gradients: no memory shared with each other, the inputs, the output, dy."""
     leaves = [Tensor(x, requires_grad=True) if _is_floating(x) else x for x in case.inputs]
     y = op(*leaves, **case.params)
     if not y.requires_grad:
@@ -347,6 +350,8 @@ def check_no_aliases(op: Op[...], case: Case) -> None:
     others = {f"input {i}": x for i, x in enumerate(case.inputs) if isinstance(x, np.ndarray)}
     others |= {"the output": y.data, "dy": dy}
     for name, gradient in gradients.items():
+        if not gradient.flags.writeable:
+            raise CheckError(f"{op.__name__}: {name} is read-only")
         for other, array in (gradients | others).items():
             if other != name and np.shares_memory(gradient, array):
                 raise CheckError(f"{op.__name__}: {name} shares memory with {other}")

@@ -29,7 +29,7 @@ FILES = {
     "test_images": "t10k-images-idx3-ubyte",
     "test_labels": "t10k-labels-idx1-ubyte",
 }
-LARGEST = 2**31  # bytes of content that an IDX file may declare
+LARGEST = 2**30  # bytes of content that an IDX file may declare
 
 
 class DataError(Exception):
@@ -55,8 +55,8 @@ def load(name: str, directory: str | os.PathLike[str] | None = None) -> Dataset:
     """The data set `name`: "digits", "mnist" or "fashion-mnist".
 
     IDX files are looked for in a folder `name` of `directory`, or else of the environment variable
-    NNFS_DATA, then where Debian's packages put them. Raises DataError with what was looked for, or
-    with the file and what is wrong with it.
+    NNFS_DATA, or else where Debian's packages put them. Raises DataError with what was looked for,
+    or with the file and what is wrong with it.
     """
     if name not in CLASS_NAMES:
         raise DataError(f"data set {name!r} is not known: use one of {', '.join(CLASS_NAMES)}")
@@ -84,12 +84,12 @@ def load(name: str, directory: str | os.PathLike[str] | None = None) -> Dataset:
 
 def _find(name: str, directory: str | os.PathLike[str] | None) -> Path:
     given = directory if directory is not None else os.environ.get("NNFS_DATA")
-    places = [Path(given) / name] if given else []
-    if given and Path(given).name == name:
-        places.append(
-            Path(given)
-        )  # never a folder of another name: the sets' files are named alike
-    places.append(Path("/usr/share/datasets") / name)
+    if given:
+        folder = Path(given).expanduser()
+        # never a folder of another name: the files of all sets are named alike
+        places = [folder / name, *([folder] if folder.name == name else [])]
+    else:
+        places = [Path("/usr/share/datasets") / name]
     first = FILES["train_images"]
     for place in places:
         if _with_or_without_gz(place / first).exists():

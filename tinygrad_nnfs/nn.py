@@ -7,39 +7,63 @@ from typing import Any, Self
 import numpy as np
 
 from tinygrad_nnfs import backend, ops
+from tinygrad_nnfs.ops.convolution import pair
 from tinygrad_nnfs.tensor import Parameter, Tensor
 
 
 class Buffer(Tensor):
-    """State of a module that is saved and moved with it but not trained (a running mean)."""
+    """State of a module that is saved and moved with it but not trained (a running mean).
+
+    `data` may also be a Tensor off the tape, whose memory is then shared.
+    """
 
     __slots__ = ()
+
+    def __init__(self, data: Any) -> None:
+        off_tape = isinstance(data, Tensor) and data.node is None
+        super().__init__(data.data if off_tape else data)
 
 
 class Module:
     """The base of every network.
 
-    Assigning a Parameter, a Buffer, a Module or a list of Modules to an attribute registers it.
-    Subclasses write `forward`; call the module itself.
+    Assigning a Parameter, a Buffer or a Module to an attribute registers it, also in a list, tuple
+    or dict. Subclasses write `forward`; call the module itself.
     """
 
     training = True
 
-    def forward(self, *inputs: Any) -> Tensor:
+    def forward(self, *inputs: Any, **options: Any) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward method: write one")
 
-    def __call__(self, *inputs: Any) -> Tensor:
-        return self.forward(*inputs)
+    def __call__(self, *inputs: Any, **options: Any) -> Tensor:
+        return self.forward(*inputs, **options)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        registered = vars(self).get(name)
+        kept = value is None or isinstance(value, type(registered))
+        if isinstance(registered, Parameter | Buffer) and not kept:
+            kind = type(registered).__name__
+            raise TypeError(
+                f"{type(self).__name__}.{name} is a {kind} and would no longer be one: assign a "
+                f"{kind}, or change its .data in place"
+            )
+        super().__setattr__(name, value)
+
+    def _members(self) -> Iterator[tuple[str, Any]]:
+        """Everything registered here, by name; what is inside modules is theirs."""
+        waiting = list(reversed(vars(self).items()))
+        while waiting:
+            name, value = waiting.pop()
+            if isinstance(value, Parameter | Buffer | Module):
+                yield name, value
+            elif isinstance(value, list | tuple | dict):
+                inner = value.items() if isinstance(value, dict) else enumerate(value)
+                waiting += [(f"{name}.{key}", item) for key, item in reversed(list(inner))]
 
     def children(self) -> Iterator[tuple[str, "Module"]]:
         """The modules directly inside this one, by name."""
-        for name, value in vars(self).items():
-            if isinstance(value, Module):
-                yield name, value
-            elif isinstance(value, list | tuple):
-                for i, item in enumerate(value):
-                    if isinstance(item, Module):
-                        yield f"{name}.{i}", item
+        return ((name, item) for name, item in self._members() if isinstance(item, Module))
 
     def modules(self) -> Iterator["Module"]:
         """This module and every one inside it."""
@@ -49,11 +73,11 @@ class Module:
 
     def _named_tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers by their full names; a shared one under each of its names."""
-        for name, value in vars(self).items():
-            if isinstance(value, Parameter | Buffer):
-                yield prefix + name, value
-        for name, child in self.children():
-            yield from child._named_tensors(f"{prefix}{name}.")
+        for name, item in self._members():
+            if isinstance(item, Module):
+                yield from item._named_tensors(f"{prefix}{name}.")
+            else:
+                yield prefix + name, item
 
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(name, parameter) pairs such as ("0.weight", ...); a shared parameter comes once."""
@@ -120,10 +144,12 @@ class Module:
         """Convert parameters and buffers to a floating dtype; they stay the same objects."""
         if np.dtype(dtype).kind != "f":
             raise TypeError(f"a network's parameters are floating-point, found {dtype}")
-        return self._replace_data(lambda data: data.astype(dtype))
+        return self._replace_data(lambda data: data.astype(dtype, copy=False))
 
     def _replace_data(self, change: Any) -> Self:
         for _, tensor in self._named_tensors():
+            if change(tensor.data) is tensor.data:
+                continue
             tracked = tensor.requires_grad
             tensor.requires_grad = False  # the old gradient would be of the old device or dtype
             tensor.data = change(tensor.data)
@@ -157,8 +183,9 @@ class Sequential(Module):
     def __iter__(self) -> Iterator[Module]:
         return (layer for _, layer in self.children())
 
-    def __getitem__(self, i: int) -> Module:
-        return list(self)[i]
+    def __getitem__(self, i: Any) -> Any:
+        layers = list(self)[i]
+        return Sequential(*layers) if isinstance(i, slice) else layers
 
     def forward(self, x: Any) -> Tensor:
         for layer in self:
@@ -171,7 +198,10 @@ def he_normal(shape: tuple[int, ...]) -> Parameter:
 
     The inputs of one output are counted: fan_in = prod(shape[1:]).
     """
-    return Parameter(backend.random_normal(shape) * np.float32(math.sqrt(2 / math.prod(shape[1:]))))
+    if min(shape) < 1:
+        raise ValueError(f"weights must have sizes >= 1, found shape {shape}")
+    std = math.sqrt(2 / math.prod(shape[1:]))
+    return Parameter(backend.random_normal(shape) * np.float32(std))
 
 
 def _zeros(size: int) -> np.ndarray:
@@ -185,7 +215,7 @@ def _ones(size: int) -> np.ndarray:
 class Linear(Module):
     """x weight^T + bias: (..., inputs) -> (..., outputs). Parameters: weight (outputs, inputs)."""
 
-    def __init__(self, inputs: int, outputs: int, *, bias: bool = True) -> None:
+    def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
         self.weight = he_normal((outputs, inputs))
         self.bias = Parameter(_zeros(outputs)) if bias else None
 
@@ -208,59 +238,71 @@ class Conv2d(Module):
         inputs: int,
         outputs: int,
         kernel_size: int | tuple[int, int],
-        *,
         stride: int | tuple[int, int] = 1,
         padding: int | tuple[int, int] = 0,
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
     ) -> None:
-        if inputs % groups:
+        if groups < 1 or inputs % groups:
             raise ValueError(f"Conv2d: {inputs} input channels do not divide into {groups} groups")
-        height, width = (kernel_size, kernel_size) if isinstance(kernel_size, int) else kernel_size
-        self.weight = he_normal((outputs, inputs // groups, height, width))
+        self.weight = he_normal((outputs, inputs // groups, *pair("kernel_size", kernel_size, 1)))
         self.bias = Parameter(_zeros(outputs)) if bias else None
+        self.stride = pair("stride", stride, 1)
+        self.padding = pair("padding", padding, 0)
+        self.dilation = pair("dilation", dilation, 1)
         self.groups = groups
-        self.options = {
-            "stride": stride,
-            "padding": padding,
-            "dilation": dilation,
-            "groups": groups,
-        }
 
     def forward(self, x: Any) -> Tensor:
-        return ops.conv2d(x, self.weight, self.bias, **self.options)
+        return ops.conv2d(
+            x,
+            self.weight,
+            self.bias,
+            stride=self.stride,
+            padding=self.padding,
+            dilation=self.dilation,
+            groups=self.groups,
+        )
 
     def describe(self) -> str:
         outputs, inputs, *kernel = self.weight.shape
-        options = ", ".join(f"{name}={value}" for name, value in self.options.items())
-        return f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}, {options}"
+        names = ("stride", "padding", "dilation", "groups")
+        options = ", ".join(f"{name}={getattr(self, name)}" for name in names)
+        sizes = f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}"
+        return f"{sizes}, {options}, bias={self.bias is not None}"
 
 
-class MaxPool2d(Module):
-    """`ops.max_pool2d`: the largest element of each window."""
+class _Pool2d(Module):
+    """What pooling layers have in common: `stride` is the kernel's size unless given."""
 
     def __init__(
         self,
         kernel_size: int | tuple[int, int],
-        *,
         stride: int | tuple[int, int] | None = None,
         padding: int | tuple[int, int] = 0,
     ) -> None:
-        self.options = {"kernel_size": kernel_size, "stride": stride, "padding": padding}
-
-    def forward(self, x: Any) -> Tensor:
-        return ops.max_pool2d(x, **self.options)
+        self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def describe(self) -> str:
-        return ", ".join(f"{name}={value}" for name, value in self.options.items())
+        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
 
 
-class AvgPool2d(MaxPool2d):
+class MaxPool2d(_Pool2d):
+    """`ops.max_pool2d`: the largest element of each window."""
+
+    def forward(self, x: Any) -> Tensor:
+        return ops.max_pool2d(
+            x, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding
+        )
+
+
+class AvgPool2d(_Pool2d):
     """`ops.avg_pool2d`: the mean of each window."""
 
     def forward(self, x: Any) -> Tensor:
-        return ops.avg_pool2d(x, **self.options)
+        return ops.avg_pool2d(
+            x, kernel_size=self.kernel_size, stride=self.stride, padding=self.padding
+        )
 
 
 class ReLU(Module):

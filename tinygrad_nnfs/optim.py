@@ -24,32 +24,45 @@ class Optimizer:
         parameters: Iterable[Parameter] | Iterable[Mapping[str, Any]],
         **defaults: Any,
     ) -> None:
+        if isinstance(parameters, Tensor):
+            raise TypeError(f"{self._name}: expected an iterable of Parameters, found one Tensor")
         given: list[Any] = list(parameters)
         if not given:
-            raise ValueError(f"{type(self).__name__}: there are no parameters to optimise")
+            raise ValueError(f"{self._name}: there are no parameters to optimise")
         if not isinstance(given[0], Mapping):
             given = [{"params": given}]
         self.groups: list[dict[str, Any]] = []
         known: set[Tensor] = set()
         for group in given:
+            if not isinstance(group, Mapping) or "params" not in group:
+                raise TypeError(f'{self._name}: a group is a dict with "params", found {group!r}')
             unknown = group.keys() - defaults.keys() - {"params"}
             if unknown:
                 raise ValueError(
-                    f"{type(self).__name__}: a group has unknown settings {sorted(unknown)}; "
+                    f"{self._name}: a group has unknown settings {sorted(unknown)}; "
                     f"known: {sorted(defaults)}"
                 )
             settings = {**defaults, **group, "params": list(group["params"])}
-            for name, value in settings.items():
-                if name in ("lr", "weight_decay", "eps") and not 0 <= value < math.inf:
-                    raise ValueError(f"{type(self).__name__}: {name} must be >= 0, found {value}")
+            self.check(settings)
             for parameter in settings["params"]:
                 if not isinstance(parameter, Parameter):
-                    raise TypeError(f"{type(self).__name__}: {parameter!r} is no Parameter")
+                    raise TypeError(f"{self._name}: {parameter!r} is no Parameter")
                 if parameter in known:
-                    raise ValueError(f"{type(self).__name__}: a parameter was given twice")
+                    raise ValueError(f"{self._name}: a parameter was given twice")
                 known.add(parameter)
             self.groups.append(settings)
         self.state: dict[Tensor, dict[str, Any]] = {}
+
+    @property
+    def _name(self) -> str:
+        return type(self).__name__
+
+    def check(self, settings: dict[str, Any]) -> None:
+        """Raise ValueError for a hyper-parameter out of its range; Python numbers for numpy's."""
+        for name in settings.keys() & {"lr", "weight_decay", "eps", "momentum"}:
+            settings[name] = float(settings[name])
+            if not 0 <= settings[name] < math.inf:
+                raise ValueError(f"{self._name}: {name} must be >= 0, found {settings[name]:g}")
 
     @property
     def lr(self) -> float:
@@ -65,6 +78,7 @@ class Optimizer:
     @lr.setter
     def lr(self, value: float) -> None:
         _ = self.lr  # groups that differ are not to be levelled by accident
+        self.check({"lr": value})
         for group in self.groups:
             group["lr"] = float(value)
 
@@ -121,13 +135,17 @@ class SGD(Optimizer):
         nesterov: bool = False,
         weight_decay: float = 0.0,
     ) -> None:
-        if not 0 <= momentum < 1:
-            raise ValueError(f"SGD: momentum must be in [0, 1), found {momentum}")
-        if nesterov and not momentum:
-            raise ValueError("SGD: nesterov needs a momentum > 0")
         super().__init__(
             parameters, lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
         )
+
+    def check(self, settings: dict[str, Any]) -> None:
+        super().check(settings)
+        momentum = settings.get("momentum", 0.0)
+        if not momentum < 1:
+            raise ValueError(f"SGD: momentum must be in [0, 1), found {momentum:g}")
+        if settings.get("nesterov") and not momentum:
+            raise ValueError("SGD: nesterov needs a momentum > 0")
 
     def update(
         self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
@@ -160,9 +178,12 @@ class Adam(Optimizer):
         eps: float = 1e-8,
         weight_decay: float = 0.0,
     ) -> None:
-        if not all(0 <= beta < 1 for beta in betas):
-            raise ValueError(f"{type(self).__name__}: betas must be in [0, 1), found {betas}")
         super().__init__(parameters, lr=lr, betas=betas, eps=eps, weight_decay=weight_decay)
+
+    def check(self, settings: dict[str, Any]) -> None:
+        super().check(settings)
+        if not all(0 <= beta < 1 for beta in settings.get("betas", ())):
+            raise ValueError(f"{self._name}: betas must be in [0, 1), found {settings['betas']}")
 
     def update(
         self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
@@ -218,8 +239,9 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
     """
     if not max_norm > 0:
         raise ValueError(f"clip_grad_norm: max_norm must be > 0, found {max_norm}")
-    grads = [parameter.grad.data for parameter in parameters if parameter.grad is not None]
-    norm = math.sqrt(sum(float((g * g).sum(dtype="float64")) for g in grads))
+    distinct = dict.fromkeys(parameters)  # a parameter that is shared counts once
+    grads = [parameter.grad.data for parameter in distinct if parameter.grad is not None]
+    norm = math.sqrt(sum(float((g.astype("float64") ** 2).sum()) for g in grads))
     if max_norm < norm < math.inf:
         for g in grads:
             g *= max_norm / norm
@@ -228,6 +250,12 @@ def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:
 
 # -- schedules: the learning rate as a function of time --------------------------------------------
 # `optimizer.lr = schedule(epoch)`. The unit of time is the caller's: epochs or steps, from 0.
+
+
+def _check_positive(schedule: str, **lengths: float) -> None:
+    for name, value in lengths.items():
+        if not value > 0:
+            raise ValueError(f"{schedule}: {name} must be > 0, found {value}")
 
 
 @dataclass(frozen=True)
@@ -259,6 +287,9 @@ class StepDecay:
     every: float
     factor: float = 0.1
 
+    def __post_init__(self) -> None:
+        _check_positive("StepDecay", every=self.every)
+
     def __call__(self, time: float) -> float:
         return self.lr * self.factor ** math.floor(time / self.every)
 
@@ -270,6 +301,9 @@ class CosineDecay:
     lr: float
     total: float
     final: float = 0.0
+
+    def __post_init__(self) -> None:
+        _check_positive("CosineDecay", total=self.total)
 
     def __call__(self, time: float) -> float:
         progress = min(max(time / self.total, 0.0), 1.0)
@@ -288,6 +322,11 @@ class OneCycle:
     warmup: float = 0.3
     start_divisor: float = 25.0
     final_divisor: float = 1e4
+
+    def __post_init__(self) -> None:
+        _check_positive("OneCycle", total=self.total)
+        if not 0 < self.warmup < 1:
+            raise ValueError(f"OneCycle: warmup must be in (0, 1), found {self.warmup}")
 
     def __call__(self, time: float) -> float:
         start = self.lr / self.start_divisor

@@ -31,6 +31,7 @@ class Op(Protocol[P]):
     __name__: str
     reference: Callable[..., tuple[Any, ...]]
     variants: dict[ModuleType, list[tuple[Callable[..., bool], Callable[..., Any]]]]
+    kinds: tuple[Any, ...]  # Float, Number or Index, for each positional input
     sampler: Callable[..., Any] | None
     saves: float
 
@@ -78,33 +79,36 @@ def op(
 
     name = function.__name__
     signature, kinds, variadic = _read_signature(function)
-    positional = frozenset(kinds)
+    options = frozenset(signature.parameters) - frozenset(kinds)
     kind_of = tuple(kinds.values())
     arity = None if variadic else len(kinds)
     variants: dict[ModuleType, list[tuple[Callable[..., bool], Callable[..., Any]]]] = {}
 
     @functools.wraps(function)
     def apply(*inputs: Any, **params: Any) -> Tensor:
-        if len(inputs) != arity or (params and not positional.isdisjoint(params)):
+        if len(inputs) != arity or (params and not options.issuperset(params)):
             inputs, params = _bind(name, signature, inputs, params)
-        xp, arrays = _operands(name, kind_of * len(inputs) if variadic else kind_of, inputs)
+        if params:  # a numpy scalar would impose its dtype on the arrays that it meets
+            params = {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
+        arrays: Sequence[Any] = inputs
         run = function
         try:
+            xp, arrays = _operands(kind_of * len(inputs) if variadic else kind_of, inputs)
             if variants:
                 for when, variant in variants.get(xp, ()):
                     if when(*arrays, **params):
                         run = variant
                         break
             result = run(xp, *arrays, **params)
-        except (ValueError, TypeError, IndexError) as error:
-            kind = next(k for k in (ValueError, TypeError, IndexError) if isinstance(error, k))
+        except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
+            kind = next((k for k in (ValueError, IndexError) if isinstance(error, k)), TypeError)
             raise kind(f"{_describe(name, kinds, variadic, arrays)}: {error}") from error
-        output, rules = result[0], result[1:]
+        if not isinstance(result, tuple) or len(result) != len(inputs) + 1:
+            raise TypeError(f"op {name} must return its output and one rule for each input")
+        output = result[0]
         if type(output) is not np.ndarray:
             output = xp.asarray(output)  # numpy turns what would be a 0-d array into a scalar
-        if len(rules) != len(inputs):
-            raise TypeError(f"{name} returned {len(rules)} rules for {len(inputs)} inputs")
-        node = _record(name, output, inputs, rules) if tensor.thread.recording else None
+        node = _record(name, output, inputs, result[1:]) if tensor.thread.recording else None
         return make_tensor(output, node)
 
     if name in OPS and OPS[name].reference.__module__ != function.__module__:
@@ -126,6 +130,7 @@ def op(
     lifted: Any = apply
     lifted.__signature__ = signature  # help(op) shows what callers pass: no xp
     lifted.reference, lifted.variants, lifted.saves = function, variants, saves
+    lifted.kinds = kind_of
     lifted.sampler, lifted.samples, lifted.on = None, samples, on
     OPS[name] = lifted
     if method is not None:
@@ -143,8 +148,11 @@ def _read_signature(function: Any) -> tuple[inspect.Signature, dict[str, Any], b
     for p in rest:
         if p.kind is not p.KEYWORD_ONLY:
             kinds[p.name] = p.annotation if p.annotation in (Number, Index) else Float
-            variadic = p.kind is p.VAR_POSITIONAL
-    return inspect.Signature(rest, return_annotation=Tensor), kinds, variadic
+            variadic = variadic or p.kind is p.VAR_POSITIONAL
+    if variadic and len(kinds) > 1:
+        raise TypeError(f"op {function.__name__}: *inputs cannot stand beside other inputs")
+    shown = [p.replace(annotation=p.empty) for p in rest]
+    return inspect.Signature(shown), kinds, variadic
 
 
 def _bind(name: str, signature: inspect.Signature, inputs: Any, params: Any) -> tuple[Any, Any]:
@@ -155,14 +163,12 @@ def _bind(name: str, signature: inspect.Signature, inputs: Any, params: Any) -> 
     try:
         bound = signature.bind(*inputs, **params)
     except TypeError as error:
-        raise TypeError(f"{name}{signature.replace(return_annotation=())}: {error}") from None
+        raise TypeError(f"{name}{signature}: {error}") from None
     bound.apply_defaults()
     return bound.args, {k: v for k, v in bound.kwargs.items() if k in params}
 
 
-def _operands(
-    name: str, kinds: tuple[Any, ...], inputs: tuple[Any, ...]
-) -> tuple[ModuleType, list[Any]]:
+def _operands(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleType, Sequence[Any]]:
     """The inputs as arrays of one backend and, where they are computed with, of one dtype."""
     dtype: Any = None
     arrays: list[Any] = []
@@ -178,51 +184,45 @@ def _operands(
     else:
         if dtype is not None and dtype.kind == "f":
             return np, arrays
-    return _convert(name, kinds, inputs)
+    return _convert(kinds, inputs)
 
 
-def _convert(
-    name: str, kinds: tuple[Any, ...], inputs: tuple[Any, ...]
-) -> tuple[ModuleType, list[Any]]:
+def _convert(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleType, Sequence[Any]]:
     """`_operands` for everything else: numbers, lists, arrays, integers, other devices."""
     values = [x.data if isinstance(x, Tensor) else x for x in inputs]
-    devices = {backend.device_of(v) for v in values if backend.is_array(v)}
-    if len(devices) > 1:
+    arrays = [v for v in values if backend.is_array(v)]
+    if len({backend.device_of(v) for v in arrays}) > 1:
         where = ", ".join(backend.device_of(v) if backend.is_array(v) else "-" for v in values)
-        raise ValueError(f"{name}: its inputs are on different devices ({where}): use to(device)")
-    xp = backend.of(next((v for v in values if backend.is_array(v)), np.empty(0)))
+        raise ValueError(f"its inputs are on different devices ({where}): use to(device)")
+    xp = backend.of(arrays[0]) if arrays else np
+    computed = [i for i, v in enumerate(values) if kinds[i] is not Index and v is not None]
+    meets_array = any(backend.is_array(values[i]) for i in computed)
     for i, v in enumerate(values):
-        if v is None or backend.is_array(v):
-            continue
         if kinds[i] is Index:
             values[i] = xp.asarray(v)
-        elif not devices or type(v) not in (bool, int, float):
-            values[i] = xp.asarray(as_array(v))
-        # else a number stays a number: it takes the dtype of the arrays that it meets
-    dtype = _common_dtype(name, kinds, inputs, values)
-    for i, v in enumerate(values):
-        if backend.is_array(v) and kinds[i] is not Index and dtype is not None and v.dtype != dtype:
-            values[i] = v.astype(dtype)
+        elif v is None or (meets_array and type(v) in (bool, int, float)):
+            pass  # a number stays a number: it takes the dtype of the arrays that it meets
+        else:
+            values[i] = xp.asarray(as_array(v, keep_integers=meets_array))
+    dtype = _common_dtype([(kinds[i], inputs[i], values[i]) for i in computed])
+    for i in computed:
+        if dtype is not None and backend.is_array(values[i]) and values[i].dtype != dtype:
+            values[i] = values[i].astype(dtype)
     return xp, values
 
 
-def _common_dtype(
-    name: str, kinds: tuple[Any, ...], inputs: tuple[Any, ...], values: list[Any]
-) -> Any:
-    """The floating dtype in which the op computes; None to leave integers alone."""
-    computed = [i for i, v in enumerate(values) if kinds[i] is not Index and v is not None]
-    arrays = [i for i in computed if backend.is_array(values[i])]
-    floating = [i for i in arrays if values[i].dtype.kind == "f"]
-    tensors = {values[i].dtype for i in floating if isinstance(inputs[i], Tensor)}
+def _common_dtype(computed: list[tuple[Any, Any, Any]]) -> Any:
+    """The floating dtype to compute in, from (kind, input, value); None leaves integers alone."""
+    floating = [(x, v.dtype) for _, x, v in computed if backend.is_array(v) and v.dtype.kind == "f"]
+    tensors = {dtype for x, dtype in floating if isinstance(x, Tensor)}
     if len(tensors) > 1:
         names = " and ".join(sorted(str(d) for d in tensors))
-        raise TypeError(f"{name}: its inputs mix {names}: use astype so that they agree")
+        raise TypeError(f"its inputs mix {names}: use astype so that they agree")
     if tensors:
         return tensors.pop()
     if floating:  # no floating Tensor: arrays keep their dtype, lists have become float32
-        return np.result_type(*(values[i].dtype for i in floating))
-    numbers = any(isinstance(values[i], float) for i in computed)
-    if numbers or any(kinds[i] is Float for i in computed):
+        return np.result_type(*(dtype for _, dtype in floating))
+    if any(kind is Float or isinstance(v, float) for kind, _, v in computed):
         return np.dtype(np.float32)
     return None
 
@@ -252,7 +252,7 @@ def _record(
     return Node(name, output.shape, output.dtype, parents, kept) if wanted else None
 
 
-def _describe(name: str, kinds: dict[str, Any], variadic: bool, arrays: list[Any]) -> str:
+def _describe(name: str, kinds: dict[str, Any], variadic: bool, arrays: Sequence[Any]) -> str:
     """`matmul(a: float32 (2, 3), b: float32 (4,))`, to begin an error message with."""
     names = [f"{n}[{i}]" for n in kinds for i in range(len(arrays))] if variadic else list(kinds)
     described = [
@@ -273,7 +273,9 @@ def _add_method(method: str, lifted: Any, signature: inspect.Signature, spread: 
             values = (values,)
         given = dict(zip(options, values, strict=False))
         if len(values) > len(options) or not given.keys().isdisjoint(params):
-            raise TypeError(f"{method} takes {', '.join(options)}, each once: see help({method})")
+            raise TypeError(
+                f"Tensor.{method} takes {', '.join(options)}, each once: see help(Tensor.{method})"
+            )
         return cast(Tensor, lifted(*args, **given, **params))
 
     setattr(Tensor, method, call if options else lifted)

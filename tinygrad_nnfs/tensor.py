@@ -7,6 +7,7 @@ walks the record from the loss to the parameters and applies them.
 """
 
 import contextlib
+import copy
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -112,7 +113,10 @@ class Tensor:
 
     @property
     def requires_grad(self) -> bool:
-        """True if `backward` sends a gradient here. Can be switched on and off for a leaf."""
+        """True if `backward` sends a gradient here.
+
+        Can be switched for a leaf; switching it off forgets its gradient and its place on the tape.
+        """
         return self.node is not None
 
     @requires_grad.setter
@@ -139,6 +143,8 @@ class Tensor:
     def grad(self, value: "Tensor | None") -> None:
         if self.node is None or self.node.op is not None:
             raise RuntimeError("grad can be set on a leaf with requires_grad alone")
+        if value is not None and not isinstance(value, Tensor):
+            raise TypeError(f"grad must be a Tensor or None, found {type(value).__name__}")
         if value is not None and (value.shape, value.dtype) != (self.shape, self.dtype):
             raise ValueError(
                 f"grad must be {self.dtype} {self.shape} like its tensor, "
@@ -157,6 +163,11 @@ class Tensor:
         return cast(np.ndarray, backend.move(self.data, "cpu"))
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
+        if self.requires_grad:
+            raise TypeError(
+                "numpy would take this tensor off the tape without a word: use x.numpy() or "
+                "x.detach(), or an op of tinygrad_nnfs.ops"
+            )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
     def item(self) -> float | int | bool:
@@ -170,6 +181,9 @@ class Tensor:
 
     def __int__(self) -> int:
         return int(self.item())
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if spec else str(self)
 
     def __bool__(self) -> bool:
         if self.data.size != 1:
@@ -187,6 +201,18 @@ class Tensor:
     def __iter__(self) -> Iterator["Tensor"]:
         raise TypeError("a Tensor is not iterated: index it (x[0]), or iterate over x.numpy()")
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> "Tensor":
+        if self.node is not None and self.node.op is not None:
+            raise RuntimeError(
+                f"a copy of {_made_by(self.node)} would have a tape of its own: copy x.detach()"
+            )
+        clone = make_tensor(self.data.copy(), None)
+        clone.__class__ = type(self)
+        clone.requires_grad = self.requires_grad
+        if self.grad is not None:
+            clone.grad = copy.deepcopy(self.grad, memo)
+        return clone
+
     __hash__ = object.__hash__  # by identity, although == compares elements
 
     def __repr__(self) -> str:
@@ -202,7 +228,8 @@ class Tensor:
 
         `gradient` is the gradient with respect to self, of its shape; a tensor of one element has
         1 as its default. The rules, and the arrays that they saved, are freed on the way unless
-        `retain_graph`. Nothing reaches any `.grad` if a rule raises.
+        `retain_graph`. Nothing reaches any `.grad` if a rule raises. Saved arrays are not copies:
+        change none in place (an optimiser's step does) between a forward and its backward.
         """
         if self.node is None:
             raise RuntimeError(
@@ -249,7 +276,9 @@ class Tensor:
             return backend.of(self.data).ones_like(self.data)
         dy = gradient.data if isinstance(gradient, Tensor) else gradient
         if not backend.is_array(dy):
-            dy = backend.of(self.data).asarray(dy, dtype=self.dtype)
+            dy = backend.of(self.data).asarray(dy)
+        if not isinstance(gradient, Tensor) and dy.dtype != self.dtype:
+            dy = dy.astype(self.dtype)  # as every other operand that is no Tensor
         if (dy.shape, dy.dtype) != (self.shape, self.dtype):
             raise ValueError(
                 f"backward of {_made_by(self.node)}: the gradient must be {self.dtype} "
@@ -260,7 +289,8 @@ class Tensor:
                 f"backward of {_made_by(self.node)}: the gradient is on "
                 f"{backend.device_of(dy)}, the tensor on {self.device}"
             )
-        return dy.copy() if self.node and self.node.op is None else dy
+        # never the caller's own array: a leaf would keep it, and `once` would know it again
+        return dy.copy() if self.node and self.node.op is None else dy.view()
 
     # -- operators and methods: each is put here by the op that it names -------------------------
 
@@ -296,7 +326,9 @@ class Tensor:
         def clip(self, low: Any = None, high: Any = None) -> "Tensor": ...
         def sum(self, axis: Any = None, keepdims: bool = False) -> "Tensor": ...
         def mean(self, axis: Any = None, keepdims: bool = False) -> "Tensor": ...
-        def var(self, axis: Any = None, keepdims: bool = False) -> "Tensor": ...
+        def var(
+            self, axis: Any = None, keepdims: bool = False, correction: int = 1
+        ) -> "Tensor": ...
         def max(self, axis: Any = None, keepdims: bool = False) -> "Tensor": ...
         def min(self, axis: Any = None, keepdims: bool = False) -> "Tensor": ...
         def astype(self, dtype: Any) -> "Tensor": ...
@@ -322,12 +354,16 @@ class Tensor:
 
 
 class Parameter(Tensor):
-    """A leaf that an optimiser updates: a Tensor with `requires_grad` that a Module registers."""
+    """A leaf that an optimiser updates: a Tensor with `requires_grad` that a Module registers.
+
+    `data` may also be a Tensor off the tape, whose memory is then shared.
+    """
 
     __slots__ = ()
 
     def __init__(self, data: Any) -> None:
-        super().__init__(data, requires_grad=True)
+        off_tape = isinstance(data, Tensor) and data.node is None
+        super().__init__(data.data if off_tape else data, requires_grad=True)
 
 
 def make_tensor(data: Array, node: Node | None) -> Tensor:
@@ -338,23 +374,30 @@ def make_tensor(data: Array, node: Node | None) -> Tensor:
     return tensor
 
 
-def as_array(data: Any) -> Array:
+def as_array(data: Any, keep_integers: bool = False) -> Array:
     """What a user gives for data as an array: lists and numbers become float32 (or stay bool)."""
     if isinstance(data, Tensor):
         raise TypeError("Tensor(Tensor): use detach() for the same data off the tape")
-    if isinstance(data, list | tuple) and any(isinstance(x, Tensor) for x in data):
-        raise TypeError("Tensor([Tensor, ...]) would lose their gradients: use ops.stack")
+    if _contains_tensor(data):
+        raise TypeError("a list of Tensors would lose their gradients: use ops.stack")
     if not backend.is_array(data) and not isinstance(data, np.generic):
         try:
             data = np.asarray(data)
         except ValueError as error:
-            raise ValueError(f"Tensor: the lists are not of one shape: {error}") from None
-        if data.dtype.kind in "iuf":
+            raise ValueError(f"the lists are not of one shape: {error}") from None
+        if data.dtype.kind == "f" or (data.dtype.kind in "iu" and not keep_integers):
             data = data.astype(np.float32)
-    array = np.asarray(data) if isinstance(data, np.generic) else data
-    if array.dtype.kind not in "biuf":
-        raise TypeError(f"Tensor: elements must be bool, integer or floating, found {array.dtype}")
-    return array
+    if data.dtype.kind not in "biuf":
+        raise TypeError(f"elements must be bool, integer or floating, found {data.dtype}")
+    if isinstance(data, np.generic | np.ndarray) and type(data) is not np.ndarray:
+        data = np.asarray(data)  # a scalar, or a subclass with arithmetic of its own (np.matrix)
+    return data if data.dtype.isnative else data.astype(data.dtype.newbyteorder("="))
+
+
+def _contains_tensor(data: Any) -> bool:
+    return isinstance(data, list | tuple) and any(
+        isinstance(x, Tensor) or _contains_tensor(x) for x in data
+    )
 
 
 def _made_by(node: Node | None) -> str:
@@ -389,11 +432,14 @@ def _apply_rule(rule: Rule, dy: Array, node: Node, parent: Node) -> Array:
     except Exception as error:
         error.add_note(f"in the rule of {node.op} for input {node.inputs.index(parent)}")
         raise
-    if dx.shape != parent.shape or dx.dtype != parent.dtype:
+    if dx is None or dx.shape != parent.shape or dx.dtype != parent.dtype:
+        found = None if dx is None else f"{dx.dtype} {dx.shape}"
         raise RuntimeError(
-            f"the rule of {node.op} for input {node.inputs.index(parent)} returned {dx.dtype} "
-            f"{dx.shape}, the input is {parent.dtype} {parent.shape}"
+            f"{_name_rule(node, rule)} returned {found}, the input is {parent.dtype} {parent.shape}"
         )
-    if parent.op is None and (dx is dy or dx.base is not None):
-        return dx.copy() if backend.of(dx).may_share_memory(dx, dy) else dx
-    return dx
+    # a leaf keeps its gradient: that must not be a view of somebody else's memory
+    return dx.copy() if parent.op is None and (dx is dy or dx.base is not None) else dx
+
+
+def _name_rule(node: Node, rule: Rule) -> str:
+    return f"the rule of {node.op} for input {list(node.rules or ()).index(rule)}"

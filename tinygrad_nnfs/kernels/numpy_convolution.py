@@ -36,7 +36,7 @@ def _scratch(name, shape, dtype):
     """An array with any content, for use until this thread next asks for `name`.
 
     Fresh memory of this size costs a page fault every 4 KiB, as much time as filling it. Only what
-    dies inside one call may live here.
+    dies inside one call may live here. A thread keeps its largest block of each name until it ends.
     """
     size = math.prod(shape) * dtype.itemsize
     block = getattr(_memory, name, None)

@@ -10,7 +10,7 @@ def relu(xp, x: Float):
     """max(x, 0); the derivative at 0 is 0."""
 
     def dx(dy):
-        return dy * (x > 0)
+        return xp.where(x > 0, dy, 0)  # not a product: dy may be infinite where x < 0
 
     return xp.maximum(x, 0), dx
 
@@ -63,10 +63,10 @@ def _(draw):
 def gelu(xp, x: Float):
     """x Phi(x) in the tanh form (Hendrycks and Gimpel, 2016); PyTorch's `approximate="tanh"`."""
     scale, cubic = math.sqrt(2 / math.pi), 0.044715
-    t = xp.tanh(scale * (x + cubic * x**3))
+    t = xp.tanh(scale * (x + cubic * x * x * x))
 
     def dx(dy):
-        inner = scale * (1 + 3 * cubic * x**2)
+        inner = scale * (1 + 3 * cubic * x * x)
         return dy * (0.5 * (1 + t) + 0.5 * x * (1 - t * t) * inner)
 
     return 0.5 * x * (1 + t), dx

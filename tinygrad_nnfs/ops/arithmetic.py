@@ -54,7 +54,7 @@ def divide(xp, a: Float, b: Float):
         return unbroadcast(dy / b, a_shape)
 
     def db(dy):
-        return unbroadcast(-dy * a / (b * b), b_shape)
+        return unbroadcast(-dy * (a / b) / b, b_shape)  # b * b could overflow
 
     return xp.divide(a, b), da, db
 
@@ -67,7 +67,7 @@ def _(draw):
 
 @op(method="__pow__")
 def power(xp, a: Number, b: Number):
-    """a ** b. The derivative by b is that of a > 0; it is 0 at a = 0 and NaN for a < 0."""
+    """a ** b. The derivative by b is 0 at a = 0 (for b > 0) and NaN for a < 0."""
     y = a**b
 
     def da(dy):
@@ -162,10 +162,10 @@ def maximum(xp, a: Number, b: Number):
     """The larger of a and b; where they are equal each gets half of the gradient."""
 
     def da(dy):
-        return unbroadcast(xp.where(a == b, dy / 2, dy * (a > b)), a.shape)
+        return unbroadcast(xp.where(a == b, dy / 2, xp.where(a > b, dy, 0)), a.shape)
 
     def db(dy):
-        return unbroadcast(xp.where(a == b, dy / 2, dy * (b > a)), b.shape)
+        return unbroadcast(xp.where(a == b, dy / 2, xp.where(b > a, dy, 0)), b.shape)
 
     return xp.maximum(a, b), da, db
 
@@ -175,10 +175,10 @@ def minimum(xp, a: Number, b: Number):
     """The smaller of a and b; where they are equal each gets half of the gradient."""
 
     def da(dy):
-        return unbroadcast(xp.where(a == b, dy / 2, dy * (a < b)), a.shape)
+        return unbroadcast(xp.where(a == b, dy / 2, xp.where(a < b, dy, 0)), a.shape)
 
     def db(dy):
-        return unbroadcast(xp.where(a == b, dy / 2, dy * (b < a)), b.shape)
+        return unbroadcast(xp.where(a == b, dy / 2, xp.where(b < a, dy, 0)), b.shape)
 
     return xp.minimum(a, b), da, db
 
@@ -214,6 +214,8 @@ def _(draw):
 @op(method="clip")
 def clip(xp, x: Number, *, low=None, high=None):
     """x limited to [low, high], None for no limit; at the limits the gradient still passes."""
+    if x.dtype.kind != "f" and (isinstance(low, float) or isinstance(high, float)):
+        x = x.astype(xp.float32)
 
     def dx(dy):
         inside = xp.ones_like(x, dtype=bool)
@@ -221,7 +223,7 @@ def clip(xp, x: Number, *, low=None, high=None):
             inside &= x >= low
         if high is not None:
             inside &= x <= high
-        return dy * inside
+        return xp.where(inside, dy, 0)
 
     return xp.clip(x, low, high), dx
 

@@ -7,16 +7,24 @@ adds columns back to where they came from.
 
 import itertools
 import math
+import operator
+from typing import Any
 
 from tinygrad_nnfs.registry import Float, op
 
 # -- geometry, shared with pooling -----------------------------------------------------------------
 
 
-def pair(name, value, smallest):
+def pair(name: str, value: Any, smallest: int) -> tuple[int, int]:
     """An int, or a pair of ints for height and width, as a pair."""
-    both = (value, value) if isinstance(value, int) else tuple(value)
-    if len(both) != 2 or not all(isinstance(n, int) and n >= smallest for n in both):
+    vertical, horizontal = (
+        value if isinstance(value, tuple | list) and len(value) == 2 else (value, value)
+    )
+    try:
+        both = operator.index(vertical), operator.index(horizontal)
+    except TypeError:
+        both = (smallest - 1, smallest - 1)
+    if min(both) < smallest:
         raise ValueError(f"{name} must be an integer >= {smallest}, or two, found {value!r}")
     return both
 

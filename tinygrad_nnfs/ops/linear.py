@@ -1,5 +1,7 @@
 """Matrix products and table look-up."""
 
+import math
+
 from tinygrad_nnfs.registry import Float, Index, Number, op, unbroadcast
 
 
@@ -51,23 +53,23 @@ def linear(xp, x: Float, weight: Float, bias: Float = None):
     y = xp.matmul(x, weight.T)
     if bias is not None:
         y += bias
-    out, into = weight.shape
+    (out, into), rows = weight.shape, math.prod(x.shape[:-1])
 
     def dx(dy):
         return xp.matmul(dy, weight)
 
     def dweight(dy):
-        return xp.matmul(dy.reshape(-1, out).T, x.reshape(-1, into))
+        return xp.matmul(dy.reshape(rows, out).T, x.reshape(rows, into))
 
     def dbias(dy):
-        return dy.reshape(-1, out).sum(axis=0)
+        return dy.reshape(rows, out).sum(axis=0)
 
     return y, dx, dweight, None if bias is None else dbias
 
 
 @linear.samples
 def _(draw):
-    n, i, o = draw.sizes(3)
+    n, i, o = draw.sizes(3, smallest=0)
     weight = draw.normal(o, i)
     yield draw.case(draw.normal(n, i), weight, draw.normal(o))
     yield draw.case(draw.normal(draw.integer(0, 2), n, i), weight)

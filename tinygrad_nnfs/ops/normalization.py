@@ -42,17 +42,17 @@ def batch_norm2d(
     if running is not None and not all(r.shape == weight.shape for r in running):
         raise ValueError(f"running must be two arrays of shape {weight.shape}")
     axes, spread = (0, 2, 3), (slice(None), None, None)  # (c) against (n, c, h, w)
-    count = x.size // x.shape[1] if x.size else 0
+    count = x.shape[0] * x.shape[2] * x.shape[3]
     own = training or running is None
     if own and count < 2:
-        raise ValueError("a batch of one element a channel has no variance")
+        raise ValueError(f"the variance of {count} element(s) a channel is not defined")
     if own:
         mean, variance = x.mean(axis=axes), x.var(axis=axes)
         if training and running is not None:
             running[0][...] += momentum * (mean - running[0])
             running[1][...] += momentum * (variance * (count / (count - 1)) - running[1])
     else:
-        mean, variance = running[0].copy(), running[1]
+        mean, variance = running
     inverse = (1 / xp.sqrt(variance + eps)).astype(x.dtype)[spread]
     mean = mean.astype(x.dtype)[spread]
 

@@ -12,16 +12,25 @@ def _restore(xp, reduced, shape, axis, keepdims):
     return xp.broadcast_to(reduced, shape)
 
 
-def _count(shape, axis):
-    """How many elements a reduction over `axis` puts together."""
+def _axes(x, axis):
+    """`axis` as a tuple of axes of x, or None for all."""
     if axis is None:
-        return math.prod(shape)
-    return math.prod(shape[i] for i in (axis if isinstance(axis, tuple) else (axis,)))
+        return None
+    axes = tuple(axis) if isinstance(axis, list | tuple) else (axis,)
+    if not all(isinstance(i, int) and -x.ndim <= i < x.ndim for i in axes):
+        raise ValueError(f"axis {axis} is out of range for {x.ndim} axes")
+    return tuple(i % x.ndim for i in axes)
+
+
+def _count(shape, axes):
+    """How many elements a reduction over `axes` puts together."""
+    return math.prod(shape if axes is None else (shape[i] for i in axes))
 
 
 @op(method="sum", saves=0)
 def sum(xp, x: Number, *, axis=None, keepdims=False):
     """The sum over `axis`; 0 over no elements."""
+    axis = _axes(x, axis)
     shape = x.shape
 
     def dx(dy):
@@ -39,6 +48,7 @@ def _(draw):
 @op(method="mean", saves=0)
 def mean(xp, x: Float, *, axis=None, keepdims=False):
     """The arithmetic mean over `axis`."""
+    axis = _axes(x, axis)
     shape, n = x.shape, _count(x.shape, axis)
     if n == 0:
         raise ValueError("the mean of no elements is not defined")
@@ -62,6 +72,7 @@ def var(xp, x: Float, *, axis=None, keepdims=False, correction=1):
     `correction=1` (PyTorch's default) estimates a population's variance from a sample,
     `correction=0` (numpy's default) describes the elements themselves.
     """
+    axis = _axes(x, axis)
     freedom = _count(x.shape, axis) - correction
     if freedom <= 0:
         raise ValueError(
@@ -82,7 +93,7 @@ def _(draw):
     shape = draw.shape(smallest=2)
     axis = draw.axes(shape)
     correction = draw.integer(0, 1) if shape and axis != () else 0
-    if _count(shape, axis) > correction:
+    if correction == 0 or shape:
         yield draw.case(
             draw.normal(*shape), axis=axis, keepdims=draw.boolean(), correction=correction
         )
@@ -92,12 +103,13 @@ def _share_among_ties(xp, x, y, dy, axis, keepdims):
     """dy to the elements of x that equal their extremum y, in equal parts."""
     chosen = (x == _restore(xp, y, x.shape, axis, keepdims)) | (x != x)  # NaN is its own extremum
     parts = dy / chosen.sum(axis=axis, keepdims=keepdims).astype(dy.dtype)
-    return _restore(xp, parts, x.shape, axis, keepdims) * chosen
+    return xp.where(chosen, _restore(xp, parts, x.shape, axis, keepdims), 0)
 
 
 @op(method="max")
 def max(xp, x: Number, *, axis=None, keepdims=False):
     """The largest element over `axis`; equal ones share the gradient."""
+    axis = _axes(x, axis)
     y = x.max(axis=axis, keepdims=keepdims)
 
     def dx(dy):
@@ -109,6 +121,7 @@ def max(xp, x: Number, *, axis=None, keepdims=False):
 @op(method="min")
 def min(xp, x: Number, *, axis=None, keepdims=False):
     """The smallest element over `axis`; equal ones share the gradient."""
+    axis = _axes(x, axis)
     y = x.min(axis=axis, keepdims=keepdims)
 
     def dx(dy):

@@ -33,19 +33,23 @@ def _(draw):
 
 @op(method="transpose", spread=True, saves=0)
 def transpose(xp, x: Number, *, axes=None):
-    """The axes in the order `axes`; None reverses them."""
+    """The axes in the order `axes` (numpy's transpose, PyTorch's permute); None reverses them."""
+    y = xp.transpose(x, axes)
+    order = range(x.ndim)[::-1] if axes is None else [axis % x.ndim for axis in axes]
+    inverse = [order.index(axis) for axis in range(x.ndim)]
 
     def dx(dy):
-        return xp.transpose(dy, None if axes is None else tuple(xp.argsort(xp.asarray(axes))))
+        return xp.transpose(dy, inverse)
 
-    return xp.transpose(x, axes), dx
+    return y, dx
 
 
 @transpose.samples
 def _(draw):
     shape = draw.shape()
     yield draw.case(draw.normal(*shape))
-    yield draw.case(draw.normal(*shape), axes=draw.permutation(len(shape)))
+    axes = draw.permutation(len(shape))
+    yield draw.case(draw.normal(*shape), axes=tuple(a - len(shape) * draw.boolean() for a in axes))
 
 
 @op(method="__getitem__")
@@ -55,6 +59,8 @@ def getitem(xp, x: Number, *, index):
     parts = index if isinstance(index, tuple) else (index,)
     index = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
     basic = all(isinstance(part, int | slice | EllipsisType | None) for part in index)
+    # the rule reads the index later: whoever gave an array may have changed it by then
+    index = tuple(part.copy() if backend.is_array(part) else part for part in index)
 
     def dx(dy):
         full = xp.zeros(shape, dtype)
@@ -147,6 +153,8 @@ def _(draw):
 def astype(xp, x: Number, *, dtype):
     """x in another dtype; the gradient comes back in x's own."""
     before = x.dtype
+    if xp.dtype(dtype).kind not in "biuf":
+        raise TypeError(f"elements must be bool, integer or floating, not {dtype}")
     y = x.astype(dtype)
 
     def dx(dy):
