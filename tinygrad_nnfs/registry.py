@@ -172,13 +172,14 @@ def _operands(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleTy
     """The inputs as arrays of one backend and, where they are computed with, of one dtype."""
     dtype: Any = None
     arrays: list[Any] = []
-    for x in inputs:  # the common case first: all of one floating dtype, on the CPU
+    for x in inputs:  # the common case first: arrays of one floating dtype, and numbers, on the CPU
         data = x.data if isinstance(x, Tensor) else x
-        if type(data) is not np.ndarray:
-            break
-        if dtype is None:
-            dtype = data.dtype
-        if data.dtype is not dtype and kinds[len(arrays)] is not Index:
+        if type(data) is np.ndarray:
+            if dtype is None:
+                dtype = data.dtype
+            if data.dtype is not dtype and kinds[len(arrays)] is not Index:
+                break
+        elif type(data) not in (float, int) or kinds[len(arrays)] is Index:
             break
         arrays.append(data)
     else:
