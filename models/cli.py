@@ -59,12 +59,18 @@ def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         "train",
         help="train a network and report its train and test accuracy",
         description="Train a network and report its accuracy on training and test images. "
-        "Without arguments: the MLP on scikit-learn's digits, which needs no download.",
+        "Without arguments: the MLP on scikit-learn's digits, which needs no download. Progress "
+        "shows means over the epoch so far, with dropout; the table at the end is measured after.",
         epilog="example: NNFS_DATA=~/data nnfs train cnn --data fashion-mnist --epochs 3",
     )
-    command.add_argument("network", nargs="?", choices=list(NETWORKS), default="mlp")
     command.add_argument(
-        "--data", choices=list(data.CLASS_NAMES), default="digits", help="(%(default)s)"
+        "network", nargs="?", type=network, default="mlp", metavar="mlp|cnn", help="(default: mlp)"
+    )
+    command.add_argument(
+        "--data",
+        choices=list(data.CLASS_NAMES),
+        default="digits",
+        help="the images (default: %(default)s)",
     )
     command.add_argument(
         "--data-dir", metavar="DIR", help="where the IDX files are (default: $NNFS_DATA)"
@@ -76,21 +82,47 @@ def add_train(commands: "argparse._SubParsersAction[argparse.ArgumentParser]") -
         help="passes over the training images (default: by network and data)",
     )
     command.add_argument(
-        "--batch-size", type=whole(1), default=64, metavar="N", help="(%(default)s)"
+        "--batch-size",
+        type=whole(1),
+        default=64,
+        metavar="N",
+        help="images in a training step (default: %(default)s)",
     )
     command.add_argument(
         "--lr",
         type=number(0, None),
         default=LEARNING_RATE,
         metavar="RATE",
-        help="learning rate (%(default)s)",
+        help="learning rate (default: %(default)s)",
     )
     command.add_argument(
-        "--momentum", type=number(0, 1), default=0.9, metavar="MU", help="in [0, 1) (%(default)s)"
+        "--momentum",
+        type=number(0, 1),
+        default=0.9,
+        metavar="MU",
+        help="share of the last update in the next one, below 1 (default: %(default)s)",
     )
-    command.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(%(default)s)")
-    command.add_argument("--device", choices=backend.DEVICES, default="cpu", help="(%(default)s)")
+    command.add_argument(
+        "--seed",
+        type=whole(0),
+        default=0,
+        metavar="N",
+        help="of initial weights, order of images and dropout (default: %(default)s)",
+    )
+    command.add_argument(
+        "--device", choices=backend.DEVICES, default="cpu", help="(default: %(default)s)"
+    )
     command.set_defaults(run=run_train)
+
+
+def network(name: str) -> str:
+    """An argparse type: the name of a network."""
+    if name in NETWORKS:
+        return name
+    hint = f" but a data set: nnfs train --data {name}" if name in data.CLASS_NAMES else ""
+    raise argparse.ArgumentTypeError(
+        f"{name!r} is not a network{hint or ' (mlp, cnn); is an option misspelt?'}"
+    )
 
 
 def whole(smallest: int):
@@ -98,7 +130,7 @@ def whole(smallest: int):
 
     def parse(text: str) -> int:
         if not text.lstrip("-").isdecimal() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is no integer >= {smallest}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= {smallest}")
         return int(text)
 
     return parse
@@ -114,7 +146,7 @@ def number(low: float, below: float | None):
             value = -1.0
         if not low <= value < (float("inf") if below is None else below):
             limit = f"finite number >= {low}" if below is None else f"number in [{low}, {below})"
-            raise argparse.ArgumentTypeError(f"{text!r} is no {limit}")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {limit}")
         return value
 
     return parse

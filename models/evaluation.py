@@ -1,9 +1,9 @@
 """How good a trained network is."""
 
 import numpy as np
-from tinygrad_nnfs.models.training import as_batch
 
 from tinygrad_nnfs import Tensor, nn, no_grad
+from tinygrad_nnfs.data import scale
 from tinygrad_nnfs.ops import softmax_cross_entropy
 
 
@@ -17,7 +17,8 @@ def evaluate(
     loss_sum = correct = 0.0
     for start in range(0, len(images), batch_size):
         expected = labels[start : start + batch_size]
-        logits = network(as_batch(images[start : start + batch_size], device))
+        batch = Tensor(scale(images[start : start + batch_size])).to(device)
+        logits = network(batch)
         losses = softmax_cross_entropy(logits, Tensor(expected).to(device), reduction="sum")
         loss_sum += losses.item()
         correct += int((logits.numpy().argmax(axis=1) == expected).sum())

@@ -1,6 +1,7 @@
 """Training progress: a live bar on a terminal, plain lines in a log file."""
 
 import time
+from collections import deque
 from types import TracebackType
 
 from rich.console import Console
@@ -9,7 +10,9 @@ from rich.progress import Progress as Bar
 from tinygrad_nnfs.models.training import Progress
 
 BAR_EVERY = 0.1  # seconds between updates of the bar
+EPOCH_EVERY = 1.0  # seconds between lines at the ends of epochs, at least
 LINE_EVERY = 15.0  # seconds between lines within an epoch
+SPEED_OVER = 10.0  # seconds over which the speed is measured
 
 
 class Display:
@@ -17,7 +20,8 @@ class Display:
 
     def __init__(self, console: Console, epochs: int, samples: int) -> None:
         self.console, self.epochs, self.samples = console, epochs, samples
-        self.start = self.shown = time.perf_counter()
+        self.shown = time.perf_counter()
+        self.marks = deque([(self.shown, 0)])  # (time, samples done) of the last seconds
         self.bar = None
         if console.is_terminal:
             self.bar = Bar(
@@ -52,10 +56,11 @@ class Display:
         """Show the progress, if it is time to."""
         now = time.perf_counter()
         done = (progress.epoch - 1) * self.samples + progress.samples
-        speed = done / (now - self.start)
+        finished = done == self.epochs * self.samples
         if self.bar:
-            if now - self.shown < BAR_EVERY and done < self.epochs * self.samples:
+            if now - self.shown < BAR_EVERY and not finished:
                 return
+            speed = self._speed(now, done)
             self.bar.update(
                 self.task,
                 completed=done,
@@ -65,8 +70,10 @@ class Display:
                 speed=f"{speed:,.0f}",
             )
         else:
-            if now - self.shown < LINE_EVERY and not progress.end_of_epoch:
+            wait = EPOCH_EVERY if progress.end_of_epoch else LINE_EVERY
+            if now - self.shown < wait and not finished:
                 return
+            speed = self._speed(now, done)
             left = (self.epochs * self.samples - done) / speed
             self.console.print(
                 f"epoch {progress.epoch}/{self.epochs}  "
@@ -77,6 +84,14 @@ class Display:
                 soft_wrap=True,
             )
         self.shown = now
+
+    def _speed(self, now: float, done: int) -> float:
+        """Samples a second, lately: the machine may have become faster or slower."""
+        self.marks.append((now, done))
+        while len(self.marks) > 2 and now - self.marks[1][0] > SPEED_OVER:
+            self.marks.popleft()
+        then, before = self.marks[0]
+        return (done - before) / (now - then)
 
 
 def _duration(seconds: float) -> str:

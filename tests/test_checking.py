@@ -34,6 +34,14 @@ def matrices(draw):
     yield draw.case(draw.normal(n, i), draw.normal(i, o))
 
 
+def integers(draw):
+    yield draw.case(np.arange(3))
+
+
+def nothing(draw):
+    yield from ()
+
+
 def square(draw):
     n, m = draw.sizes(2, smallest=2)
     yield draw.case(draw.positive(n, m))
@@ -197,6 +205,56 @@ def test_wrong_variant_is_caught():
 @pytest.mark.parametrize("name", ["matmul", "conv2d", "max_pool2d", "softmax_cross_entropy"])
 def test_right_ops_pass(name):
     assert check_op(OPS[name], cases=3) >= 3
+
+
+def no_return(xp, x):
+    def dx(dy):
+        dy * 2
+
+    return x * 2, dx
+
+
+@pytest.mark.parametrize(
+    ("reference", "sampler", "message"),
+    [
+        (lambda xp, x: x * 2, one, "must return its output and a rule for each input, as a tuple"),
+        (lambda xp, x: (x * 2, lambda dy: 2.0), one, "the rule for input 0 returned 2.0, not an"),
+        (no_return, one, "the rule for input 0 returned None, not an array"),
+        (lambda xp, x: (x * 2, lambda dy: dy), lambda draw: [draw.case(1.0)], "must yield cases"),
+        (lambda xp, x: (x * 2, lambda dy: dy), lambda draw: None, "must yield cases"),
+        (
+            lambda xp, x: (x * 2, lambda dy: dy),
+            lambda draw: iter([np.ones(2)]),
+            "must yield draw.case",
+        ),
+        (
+            lambda xp, x: (x * 2, lambda dy: dy * 7),
+            integers,
+            "no case gives input 0 a floating array",
+        ),
+        (lambda xp, x: (x * 2, lambda dy: dy * 7), nothing, "its samples yield no case"),
+    ],
+)
+@pytest.mark.parametrize("check", [check_op, check_op_with_hypothesis])
+def test_beginners_mistakes_are_named(reference, sampler, message, check):
+    reference.__name__ = "mistaken"
+    with pytest.raises((CheckError, TypeError), match=message):
+        check(wrong_op(reference, sampler))
+
+
+def test_a_plain_function_is_not_an_op():
+    for check in (check_op, check_op_with_hypothesis):
+        with pytest.raises(CheckError, match="is not an op: decorate it with @op"):
+            check(np.sin)
+
+
+def test_other_errors_say_which_case():
+    def broken(xp, x):
+        return x * 2, lambda dy: dy / undefined  # noqa: F821
+
+    with pytest.raises(NameError) as error:
+        check_op(wrong_op(broken, one))
+    assert "case: broken(float64 (" in error.value.__notes__[0]
 
 
 # -- gradcheck -------------------------------------------------------------------------------------

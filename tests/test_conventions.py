@@ -97,8 +97,13 @@ def test_softmax_cross_entropy_is_exact_for_large_logits(dtype):
         ([0, 3], ValueError, r"labels must be in 0\.\.2, found 0\.\.3"),
         ([-1, 0], ValueError, r"labels must be in 0\.\.2, found -1\.\.0"),
         ([0, 1, 2], ValueError, r"logits must be \(n, classes\) and labels \(n,\)"),
+        ([[0, 1, 0], [1, 0, 0]], ValueError, "labels look one-hot: they must be class indices"),
         ([[0], [1]], ValueError, r"logits must be \(n, classes\) and labels \(n,\)"),
-        ([0.0, 1.0], TypeError, "labels must be integers: class indices"),
+        (
+            [0.0, 1.0],
+            TypeError,
+            "labels must be integers, found float64: give the list or an integer array",
+        ),
     ],
 )
 def test_labels_are_checked(labels, error, message):

@@ -28,5 +28,12 @@ def test_readme_has_snippets():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_links_exist(page):
     for target in re.findall(r"\]\(([^)#]+)\)", page.read_text()):
-        if not target.startswith("https://"):
+        if not target.startswith(("https://", "http://")):
             assert (page.parent / target).exists(), target
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_placeholders_are_left(page):
+    prose = re.sub(r"```.*?```|`[^`]*`", "", page.read_text(), flags=re.DOTALL)
+    left = set(re.findall(r"\b[A-Z]+_[A-Z]+\b|\bTODO\b", prose)) - {"NNFS_DATA"}
+    assert not left

@@ -5,10 +5,10 @@ import pytest
 from tinygrad_nnfs.models.cnn import CNN
 from tinygrad_nnfs.models.evaluation import evaluate
 from tinygrad_nnfs.models.mlp import MLP
-from tinygrad_nnfs.models.training import TrainingError, as_batch, train
+from tinygrad_nnfs.models.training import TrainingError, train
 
 from tinygrad_nnfs import Tensor, manual_seed, nn, optim
-from tinygrad_nnfs.data import Dataset, load
+from tinygrad_nnfs.data import Dataset, load, scale
 
 
 def parameter_shapes(network):
@@ -141,7 +141,7 @@ def test_evaluation_is_the_mean_over_all_images_and_records_nothing():
     data = load("digits")
     network = MLP()
     loss, accuracy = evaluate(network, data.test_images, data.test_labels)
-    logits = network(as_batch(data.test_images)).numpy().astype(np.float64)
+    logits = network(Tensor(scale(data.test_images))).numpy().astype(np.float64)
     log_sum = np.log(np.exp(logits).sum(axis=1))
     expected = (log_sum - logits[np.arange(360), data.test_labels]).mean()
     assert loss == pytest.approx(expected, rel=1e-5)
@@ -157,7 +157,7 @@ def test_loss_that_is_not_finite_stops_training():
 
 
 def test_images_are_scaled():
-    batch = as_batch(np.array([[[0, 255], [51, 102]]], np.uint8))
+    batch = scale(np.array([[[0, 255], [51, 102]]], np.uint8))
     assert batch.shape == (1, 1, 2, 2)
-    np.testing.assert_allclose(batch.numpy().ravel(), [0, 1, 0.2, 0.4], rtol=1e-6)
+    np.testing.assert_allclose(batch.ravel(), [0, 1, 0.2, 0.4], rtol=1e-6)
     assert batch.dtype == np.float32

@@ -87,10 +87,13 @@ def test_groups_have_their_own_settings():
 
 
 def test_parameters_without_gradient_are_left_alone():
-    p = Parameter(np.ones(2))
-    for optimizer in (optim.SGD([p], lr=1, momentum=0.9, weight_decay=1), optim.AdamW([p])):
-        optimizer.step()
+    p, other = Parameter(np.ones(2)), Parameter(np.ones(2))
+    for make in (lambda ps: optim.SGD(ps, lr=1, momentum=0.9, weight_decay=1), optim.AdamW):
+        other.grad = Tensor(np.ones(2))
+        make([p, other]).step()
     assert p.numpy().tolist() == [1, 1]
+    with pytest.raises(RuntimeError, match="no parameter has a gradient: call backward"):
+        optim.SGD([p], lr=1).step()
 
 
 def test_zero_grad_and_gradients_not_mutated():
@@ -108,7 +111,11 @@ def test_zero_grad_and_gradients_not_mutated():
     ("make", "error", "message"),
     [
         (lambda: optim.SGD([], lr=1), ValueError, "there are no parameters"),
-        (lambda: optim.SGD([Tensor([1.0])], lr=1), TypeError, "is no Parameter"),
+        (
+            lambda: optim.SGD([Tensor([1.0])], lr=1),
+            TypeError,
+            "expected Parameters, found a Tensor",
+        ),
         (lambda: optim.SGD([P, P], lr=1), ValueError, "a parameter was given twice"),
         (lambda: optim.SGD([P], lr=-1), ValueError, "SGD: lr must be >= 0, found -1"),
         (lambda: optim.SGD([P], lr=math.nan), ValueError, "lr must be >= 0, found nan"),
@@ -120,7 +127,7 @@ def test_zero_grad_and_gradients_not_mutated():
             r"unknown settings \['decay'\]; known: \['lr'",
         ),
         (lambda: optim.Adam([P], betas=(0.9, 1)), ValueError, r"Adam: betas must be in \[0, 1\)"),
-        (lambda: optim.SGD(P, lr=1), TypeError, "an iterable of Parameters, found one Tensor"),
+        (lambda: optim.SGD(P, lr=1), TypeError, r"network\.parameters\(\), found one Parameter"),
         (lambda: optim.SGD([{"lr": 1}], lr=1), TypeError, 'a group is a dict with "params"'),
         (
             lambda: optim.SGD([{"params": [P], "momentum": 5}], lr=1),

@@ -5,7 +5,7 @@ import operator
 import numpy as np
 import pytest
 
-from tinygrad_nnfs import Parameter, Tensor, ops
+from tinygrad_nnfs import Parameter, Tensor, nn, ops
 
 # -- dtypes ----------------------------------------------------------------------------------------
 
@@ -282,7 +282,12 @@ def test_grad_must_fit():
 def test_numpy_functions_do_not_take_it_off_the_tape_by_accident():
     x = Tensor([1.0], requires_grad=True)
     with pytest.raises(TypeError, match=r"off the tape without a word: use x\.numpy\(\)"):
-        np.concatenate([x, x])
+        np.asarray(x)
+    for call in (np.exp, np.mean, np.sum, lambda x: np.maximum(x, 0), lambda x: np.stack([x, x])):
+        with pytest.raises(TypeError, match=r"np\.\w+ knows nothing of the tape: use an op"):
+            call(x)
+    with pytest.raises(TypeError, match=r"update its \.data with arrays"):
+        x.data -= 0.1 * x
     with pytest.raises(TypeError, match=r"use ops\.stack"):
         Tensor([[x, x]])
     assert x.numpy().tolist() == [1]
@@ -338,10 +343,14 @@ def test_transpose_with_negative_axes():
             lambda: Tensor(np.ones((2, 3))).reshape(5),
             r"reshape\(x: float64 \(2, 3\)\): cannot reshape array of size 6 into shape \(5,\)",
         ),
+        (
+            lambda: nn.Linear(9, 2)(np.ones((1, 1, 3, 3))),
+            r"x must be \(\.\.\., 9\).*Flatten missing",
+        ),
         (lambda: Tensor(np.ones(2)).sum(axis=3), r"sum\(x: float64 \(2,\)\): axis 3 is out of"),
         (
             lambda: ops.linear(np.ones((2, 3)), np.ones((4, 5))),
-            r"linear\(x: .*, weight: .*, bias: None\): weight must be \(outputs, inputs\)",
+            r"linear\(x: .*, weight: .*, bias: None\): x must be \(\.\.\., 5\)",
         ),
         (
             lambda: ops.stack(np.ones(2), np.ones(3)),
@@ -365,6 +374,7 @@ def test_shapes_that_do_not_fit_are_named(call, message):
         (lambda x: ops.linear(x, None), r"^linear\(x: float32 \(1,\), weight: None"),
         (lambda x: x + "abc", r"^add\(a: .*elements must be bool, integer or floating"),
         (lambda x: x.astype(complex), r"^astype\(.*must be bool, integer or floating"),
+        (lambda x: x.mean(0, 1), "keepdims must be True or False, found 1: axes go in a tuple"),
         (lambda x: x.max(0, False, 3), r"Tensor\.max takes axis, keepdims, each once"),
         (lambda x: ops.conv2d(x, x, strides=2), r"^conv2d\(x, weight, bias=None, \*, stride=1"),
         (lambda x: setattr(x, "grad", np.ones(1)), "grad must be a Tensor or None"),

@@ -1,10 +1,24 @@
 """A small deep-learning framework: tensors, a tape, and ops with hand-written backward rules."""
 
+from tinygrad_nnfs import data, nn, ops, optim
 from tinygrad_nnfs import kernels as kernels
-from tinygrad_nnfs import nn, ops, optim
 from tinygrad_nnfs.backend import manual_seed
-from tinygrad_nnfs.registry import OPS, op
+from tinygrad_nnfs.registry import OPS, Float, Index, Number, op
 from tinygrad_nnfs.tensor import Parameter, Tensor, no_grad
 
-__all__ = ["OPS", "Parameter", "Tensor", "manual_seed", "nn", "no_grad", "op", "ops", "optim"]
+__all__ = [
+    "OPS",
+    "Float",
+    "Index",
+    "Number",
+    "Parameter",
+    "Tensor",
+    "data",
+    "manual_seed",
+    "nn",
+    "no_grad",
+    "op",
+    "ops",
+    "optim",
+]
 __version__ = "0.1.0"

@@ -6,6 +6,7 @@ them one by one. Every failure is a CheckError, which is an AssertionError.
 """
 
 import gc
+import inspect
 import itertools
 import weakref
 from collections.abc import Callable, Iterator, Sequence
@@ -13,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
-from tinygrad_nnfs.registry import Index, Op
+from tinygrad_nnfs.registry import Index, Op, check_result
 from tinygrad_nnfs.tensor import Tensor
 
 T = TypeVar("T")
@@ -122,16 +123,25 @@ class Draw:
         return self.random.integers(0, classes, count)
 
     def case(self, *inputs: Any, **params: Any) -> Case:
-        return Case(
-            tuple(np.asarray(x) if isinstance(x, np.generic) else x for x in inputs), params
-        )
+        arrays = (np.asarray(x) if isinstance(x, np.generic | list) else x for x in inputs)
+        return Case(tuple(arrays), params)
 
 
 def cases_of(op: Op[...], draw: Draw) -> Iterator[Case]:
     """The cases that the op's samples make of one draw."""
+    if not hasattr(op, "sampler"):
+        raise CheckError(f"{op!r} is not an op: decorate it with @op")
     if op.sampler is None:
         raise CheckError(f"{op.__name__} has no samples: add some with @{op.__name__}.samples")
-    yield from op.sampler(draw)
+    cases = op.sampler(draw)
+    if not isinstance(cases, Iterator):
+        raise CheckError(f"the samples of {op.__name__} must yield cases: yield draw.case(...)")
+    for case in cases:
+        if not isinstance(case, Case):
+            raise CheckError(
+                f"the samples of {op.__name__} must yield draw.case(...), not {case!r}"
+            )
+        yield case
 
 
 # -- gradients against finite differences ----------------------------------------------------------
@@ -249,8 +259,15 @@ def implementations(op: Op[...], case: Case) -> Iterator[tuple[str, Callable[...
 def _run(
     function: Callable[..., Any], case: Case, inputs: Arrays | None = None
 ) -> tuple[Any, list[Any]]:
-    y, *rules = function(np, *(case.inputs if inputs is None else inputs), **case.params)
-    return np.asarray(y), rules
+    arrays = case.inputs if inputs is None else inputs
+    result = function(np, *arrays, **case.params)
+    _, *parameters = inspect.signature(function).parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    if len(arrays) < len(names) and isinstance(result, tuple):
+        # optional inputs that the case leaves out have a rule (None) all the same
+        result = result[: len(result) - (len(names) - len(arrays))]
+    check_result(function.__name__, names, len(arrays), result)
+    return np.asarray(result[0]), list(result[1:])
 
 
 def _dy_for(y: Any) -> Any:
@@ -259,8 +276,16 @@ def _dy_for(y: Any) -> Any:
 
 def _apply_rules(rules: Sequence[Any], dy: Any, inputs: Arrays) -> list[Any]:
     """The gradient by each input that has one and is an array."""
-    usable = zip(rules, inputs, strict=False)
-    return [np.asarray(rule(dy)) if rule and _is_floating(x) else None for rule, x in usable]
+    gradients: list[Any] = []
+    for i, (rule, x) in enumerate(zip(rules, inputs, strict=False)):
+        if rule is None or not _is_floating(x):
+            gradients.append(None)
+            continue
+        dx = rule(dy)
+        if not isinstance(dx, np.ndarray | np.generic):
+            raise CheckError(f"the rule for input {i} returned {dx!r}, not an array")
+        gradients.append(np.asarray(dx))
+    return gradients
 
 
 def check_gradient(op: Op[...], case: Case) -> None:
@@ -302,7 +327,7 @@ def check_shape_and_dtype(op: Op[...], case: Case) -> None:
         low_case.params["dtype"] = np.float32
     for name, function in implementations(op, low_case):
         y, rules = _run(function, low_case)
-        if y64.dtype.kind == "f" and y.dtype != np.float32:
+        if y64.dtype.kind == "f" and y.dtype != np.float32 and any(map(_is_floating, low)):
             raise CheckError(f"{name}: float32 inputs give {y.dtype}")
         found = _apply_rules(rules, _dy_for(y64).astype(y.dtype), low)
         for i, (x, dx) in enumerate(zip(low, found, strict=True)):
@@ -511,20 +536,38 @@ def check_op(op: Op[...], *, cases: int = 25, seed: int = 0) -> int:
 
     Returns the number of cases checked; raises CheckError with the check, the case and the reason.
     """
-    checked = 0
-    for i in range(cases):
-        for case in cases_of(op, Draw(seed + i)):
-            run_checks(op, case)
-            checked += 1
-    if not checked:
-        raise CheckError(f"{op.__name__}: its samples yield no case")
-    return checked
+    drawn = [case for i in range(cases) for case in cases_of(op, Draw(seed + i))]
+    for case in drawn:
+        run_checks(op, case)
+    check_coverage(op, drawn)
+    return len(drawn)
 
 
 def run_checks(op: Op[...], case: Case) -> None:
     """Every check in CHECKS on one case."""
     for name, check in CHECKS.items():
+        where = f"  check: {name}\n  case: {op.__name__}({case})"
         try:
             check(op, case)
         except CheckError as error:
-            raise CheckError(f"{error}\n  check: {name}\n  case: {op.__name__}({case})") from error
+            raise CheckError(f"{error}\n{where}") from error
+        except Exception as error:
+            error.add_note(where)
+            raise
+
+
+def check_coverage(op: Op[...], cases: Sequence[Case]) -> None:
+    """Every rule was checked in some case: its input was a floating array there."""
+    with_rule: set[int] = set()
+    checked: set[int] = set()
+    for case in cases:
+        for i, (x, rule) in enumerate(zip(case.inputs, _run(op.reference, case)[1], strict=True)):
+            with_rule |= {i} if rule else set()
+            checked |= {i} if _is_floating(x) else set()
+    if not cases:
+        raise CheckError(f"{op.__name__}: its samples yield no case")
+    if with_rule - checked:
+        raise CheckError(
+            f"{op.__name__}: no case gives input {min(with_rule - checked)} a floating array: its "
+            "rule was never checked"
+        )

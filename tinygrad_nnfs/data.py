@@ -36,9 +36,12 @@ class DataError(Exception):
     """A data set is missing or a file of it is not what it should be; the message says which."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Dataset:
-    """Images uint8 (n, 28, 28), 0 is background; labels int64 (n) in 0..9."""
+    """Images uint8 (n, 28, 28), 0 is background; labels int64 (n) in 0..9.
+
+    `scale` makes of images what networks take.
+    """
 
     name: str
     train_images: np.ndarray
@@ -49,6 +52,15 @@ class Dataset:
     @property
     def class_names(self) -> tuple[str, ...]:
         return CLASS_NAMES[self.name]
+
+    def __repr__(self) -> str:
+        train, test = len(self.train_images), len(self.test_images)
+        return f"Dataset({self.name!r}, {train:,} training and {test:,} test images)"
+
+
+def scale(images: np.ndarray) -> np.ndarray:
+    """Images uint8 (n, 28, 28) -> what the networks take: float32 (n, 1, 28, 28) in [0, 1]."""
+    return images[:, None].astype(np.float32) / 255
 
 
 def load(name: str, directory: str | os.PathLike[str] | None = None) -> Dataset:

@@ -40,6 +40,11 @@ class Module:
         return self.forward(*inputs, **options)
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, Parameter):
+            raise TypeError(
+                f"{type(self).__name__}.{name}: a Tensor that requires a gradient would not be "
+                "trained here: make it a Parameter, or detach() it"
+            )
         registered = vars(self).get(name)
         kept = value is None or isinstance(value, type(registered))
         if isinstance(registered, Parameter | Buffer) and not kept:
@@ -174,7 +179,7 @@ class Sequential(Module):
     def __init__(self, *layers: Module) -> None:
         for i, layer in enumerate(layers):
             if not isinstance(layer, Module):
-                raise TypeError(f"Sequential: layer {i} is no Module but {layer!r}")
+                raise TypeError(f"Sequential: layer {i} is not a Module but {layer!r}")
             setattr(self, str(i), layer)
 
     def __len__(self) -> int:

@@ -24,8 +24,12 @@ class Optimizer:
         parameters: Iterable[Parameter] | Iterable[Mapping[str, Any]],
         **defaults: Any,
     ) -> None:
-        if isinstance(parameters, Tensor):
-            raise TypeError(f"{self._name}: expected an iterable of Parameters, found one Tensor")
+        if isinstance(parameters, Tensor) or not isinstance(parameters, Iterable):
+            found = type(parameters).__name__
+            raise TypeError(
+                f"{self._name}: expected an iterable of Parameters, as of network.parameters(), "
+                f"found one {found}"
+            )
         given: list[Any] = list(parameters)
         if not given:
             raise ValueError(f"{self._name}: there are no parameters to optimise")
@@ -46,7 +50,9 @@ class Optimizer:
             self.check(settings)
             for parameter in settings["params"]:
                 if not isinstance(parameter, Parameter):
-                    raise TypeError(f"{self._name}: {parameter!r} is no Parameter")
+                    raise TypeError(
+                        f"{self._name}: expected Parameters, found a {type(parameter).__name__}"
+                    )
                 if parameter in known:
                     raise ValueError(f"{self._name}: a parameter was given twice")
                 known.add(parameter)
@@ -90,7 +96,12 @@ class Optimizer:
                     parameter.node.grad = None
 
     def step(self) -> None:
-        """Update every parameter that has a gradient."""
+        """Update every parameter that has a gradient. Raises if none has one."""
+        if all(p.grad is None for group in self.groups for p in group["params"]):
+            raise RuntimeError(
+                f"{self._name}.step: no parameter has a gradient: call backward() first, and "
+                "zero_grad() before backward(), not after it"
+            )
         for group in self.groups:
             for parameter in group["params"]:
                 grad = parameter.grad

@@ -20,7 +20,7 @@ P = ParamSpec("P")
 
 # What an op says of each of its inputs. To a caller all three accept a Tensor, an array, a (nested)
 # list or a number; inside the op the value is an array, or the number itself.
-Float = Annotated[Any, "computed in floating point: integers become float32"]
+Float = Annotated[Any, "computed in the floating dtype of all inputs, float32 if there is none"]
 Number = Annotated[Any, "computed in the dtype it has, or the floating dtype of its neighbours"]
 Index = Annotated[Any, "taken as it is, never differentiated: class labels, indices, conditions"]
 
@@ -101,14 +101,17 @@ def op(
                         break
             result = run(xp, *arrays, **params)
         except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
-            kind = next((k for k in (ValueError, IndexError) if isinstance(error, k)), TypeError)
-            raise kind(f"{_describe(name, kinds, variadic, arrays)}: {error}") from error
-        if not isinstance(result, tuple) or len(result) != len(inputs) + 1:
-            raise TypeError(f"op {name} must return its output and one rule for each input")
+            # one of the three that callers expect: numpy's own subclasses want other arguments
+            expected = next(
+                (e for e in (ValueError, IndexError) if isinstance(error, e)), TypeError
+            )
+            raise expected(f"{_describe(name, kinds, variadic, arrays)}: {error}") from error
+        if type(result) is not tuple or len(result) != len(inputs) + 1 or type(result[0]) is Tensor:
+            check_result(name, list(kinds), len(inputs), result)
         output = result[0]
         if type(output) is not np.ndarray:
             output = xp.asarray(output)  # numpy turns what would be a 0-d array into a scalar
-        node = _record(name, output, inputs, result[1:]) if tensor.thread.recording else None
+        node = _record(name, output, inputs, result[1:]) if tensor.grad_mode.recording else None
         return make_tensor(output, node)
 
     if name in OPS and OPS[name].reference.__module__ != function.__module__:
@@ -155,6 +158,19 @@ def _read_signature(function: Any) -> tuple[inspect.Signature, dict[str, Any], b
     return inspect.Signature(shown), kinds, variadic
 
 
+def check_result(name: str, names: Sequence[str], inputs: int, result: Any) -> None:
+    """Raise TypeError unless `result` is (output, rule for each input), the output an array."""
+    if not isinstance(result, tuple):
+        raise TypeError(f"op {name} must return its output and a rule for each input, as a tuple")
+    if len(result) != inputs + 1:
+        raise TypeError(
+            f"op {name} must return its output and one rule for each input: it has {inputs} inputs "
+            f"({', '.join(names)}) and {len(result) - 1} rules; options stand behind a *"
+        )
+    if isinstance(result[0], Tensor):
+        raise TypeError(f"op {name} returned a Tensor: an op computes with arrays, by xp")
+
+
 def _bind(name: str, signature: inspect.Signature, inputs: Any, params: Any) -> tuple[Any, Any]:
     """Put inputs that were given by name in their places and fill in the optional ones."""
     variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())
@@ -189,7 +205,14 @@ def _operands(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleTy
 
 
 def _convert(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleType, Sequence[Any]]:
-    """`_operands` for everything else: numbers, lists, arrays, integers, other devices."""
+    """`_operands` for everything else: numbers, lists, arrays, integers, other devices.
+
+    float32 Tensor, float64 array or list or number     -> float32, the Tensor's
+    float32 Tensor, float64 Tensor                      -> refused
+    int64 Tensor, integer or list of integers           -> int64 (float32 if the op says Float)
+    int64 Tensor, float64 array                         -> float64
+    int64 Tensor, 0.5 or list of such numbers           -> float32
+    """
     values = [x.data if isinstance(x, Tensor) else x for x in inputs]
     arrays = [v for v in values if backend.is_array(v)]
     if len({backend.device_of(v) for v in arrays}) > 1:
@@ -231,7 +254,7 @@ def _common_dtype(computed: list[tuple[Any, Any, Any]]) -> Any:
 def _record(
     name: str, output: Array, inputs: tuple[Any, ...], rules: tuple[Rule | None, ...]
 ) -> Node | None:
-    """A Node for the output if somebody upstream wants a gradient; only the rules that serve him.
+    """A Node for the output if any input needs a gradient, with only the rules that are needed.
 
     A rule whose input needs no gradient is dropped here, with everything that it captured: the
     first layer never keeps its weight alive, nor computes a gradient for the images.
@@ -267,7 +290,6 @@ def _add_method(method: str, lifted: Any, signature: inspect.Signature, spread: 
     options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     inputs = len(signature.parameters) - len(options)
 
-    @functools.wraps(lifted)
     def call(*args: Any, **params: Any) -> Tensor:
         args, values = args[:inputs], args[inputs:]
         if spread and values and not (len(values) == 1 and isinstance(values[0], Sequence)):
@@ -279,6 +301,12 @@ def _add_method(method: str, lifted: Any, signature: inspect.Signature, spread: 
             )
         return cast(Tensor, lifted(*args, **given, **params))
 
+    functools.update_wrapper(call, lifted)
+    shown: Any = call
+    takes = [p.replace(kind=p.POSITIONAL_OR_KEYWORD) for p in signature.parameters.values()]
+    if spread:
+        takes[-1] = takes[-1].replace(kind=inspect.Parameter.VAR_POSITIONAL, default=inspect._empty)
+    shown.__signature__ = inspect.Signature(takes)
     setattr(Tensor, method, call if options else lifted)
     if method.startswith("__") and inputs == 2 and method not in _COMPARISONS:
         setattr(Tensor, f"__r{method[2:]}", lambda self, other: lifted(other, self))

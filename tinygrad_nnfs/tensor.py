@@ -22,23 +22,23 @@ Rule = Callable[[Array], Array]
 Untracked = tuple[tuple[int, ...], Any]  # the shape and dtype of an input without gradient
 
 
-class _Thread(threading.local):
+class _GradMode(threading.local):
     """Each thread records, or not, on its own."""
 
     recording = True
 
 
-thread = _Thread()
+grad_mode = _GradMode()
 
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
     """Record nothing in this thread, as a `with` block or as a decorator."""
-    before, thread.recording = thread.recording, False
+    before, grad_mode.recording = grad_mode.recording, False
     try:
         yield
     finally:
-        thread.recording = before
+        grad_mode.recording = before
 
 
 class Node:
@@ -70,13 +70,12 @@ class Node:
 class Tensor:
     """An array and its place on the tape.
 
-    `data` may be an array (kept as it is, memory shared), a number or a nested list (float32, or
-    bool where all are bool). `requires_grad=True` makes it a leaf whose `.grad` `backward` fills.
+    `data` may be an array (kept as it is, memory shared: numpy's float64 stays float64), a number
+    or a nested list (float32, integers too; bool where all are bool). `requires_grad=True` makes it
+    a leaf whose `.grad` `backward` fills.
     """
 
     __slots__ = ("__weakref__", "data", "node")
-    # numpy must leave `ndarray * Tensor` to Tensor's own operator
-    __array_ufunc__ = None
 
     data: Array
     node: Node | None
@@ -142,7 +141,7 @@ class Tensor:
     @grad.setter
     def grad(self, value: "Tensor | None") -> None:
         if self.node is None or self.node.op is not None:
-            raise RuntimeError("grad can be set on a leaf with requires_grad alone")
+            raise RuntimeError("grad can be set only on a leaf that requires a gradient")
         if value is not None and not isinstance(value, Tensor):
             raise TypeError(f"grad must be a Tensor or None, found {type(value).__name__}")
         if value is not None and (value.shape, value.dtype) != (self.shape, self.dtype):
@@ -161,6 +160,23 @@ class Tensor:
     def numpy(self) -> np.ndarray:
         """The data as a numpy array: the tensor's own memory on the CPU, a copy from a GPU."""
         return cast(np.ndarray, backend.move(self.data, "cpu"))
+
+    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
+        """`ndarray * Tensor` comes here and is left to Tensor; np.exp(Tensor) is refused."""
+        symbol = _OPERATORS.get(function.__name__)
+        if symbol and method == "__call__" and len(inputs) == 2 and not options:
+            a, b = inputs
+            return getattr(b, symbol)(a) if isinstance(b, Tensor) else NotImplemented
+        raise TypeError(
+            f"np.{function.__name__} knows nothing of the tape: use an op of tinygrad_nnfs.ops or "
+            "x.numpy(); to change a parameter in place, update its .data with arrays"
+        )
+
+    def __array_function__(self, function: Any, *_: Any) -> Any:
+        raise TypeError(
+            f"np.{function.__name__} knows nothing of the tape: use an op of tinygrad_nnfs.ops or "
+            "x.numpy()"
+        )
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> np.ndarray:
         if self.requires_grad:
@@ -228,13 +244,14 @@ class Tensor:
 
         `gradient` is the gradient with respect to self, of its shape; a tensor of one element has
         1 as its default. The rules, and the arrays that they saved, are freed on the way unless
-        `retain_graph`. Nothing reaches any `.grad` if a rule raises. Saved arrays are not copies:
-        change none in place (an optimiser's step does) between a forward and its backward.
+        `retain_graph`. If a rule raises, nothing reaches any `.grad`, and the forward must be run
+        again. Saved arrays are not copies: change none in place (an optimiser's step does) between
+        a forward and its backward.
         """
         if self.node is None:
             raise RuntimeError(
                 "backward: nothing was recorded for this tensor: none of its inputs requires a "
-                "gradient, or it was made under no_grad()"
+                "gradient, it was made under no_grad(), or detach() or numpy() came in between"
             )
         waiting = _count_children(self.node)
         grads: dict[Node, Array] = {self.node: self._upstream(gradient)}
@@ -271,7 +288,7 @@ class Tensor:
             if self.data.size != 1:
                 raise RuntimeError(
                     f"backward of {_made_by(self.node)} needs a gradient of shape {self.shape}: "
-                    "only a tensor of one element has a default"
+                    "only a tensor of one element has a default; reduce it with sum() or mean()"
                 )
             return backend.of(self.data).ones_like(self.data)
         dy = gradient.data if isinstance(gradient, Tensor) else gradient
@@ -353,6 +370,23 @@ class Tensor:
         return self.transpose()
 
 
+# numpy's name for an operator, and the method of Tensor that takes the array as its other operand
+_OPERATORS = {
+    "add": "__radd__",
+    "subtract": "__rsub__",
+    "multiply": "__rmul__",
+    "divide": "__rtruediv__",
+    "power": "__rpow__",
+    "matmul": "__rmatmul__",
+    "less": "__gt__",
+    "less_equal": "__ge__",
+    "greater": "__lt__",
+    "greater_equal": "__le__",
+    "equal": "__eq__",
+    "not_equal": "__ne__",
+}
+
+
 class Parameter(Tensor):
     """A leaf that an optimiser updates: a Tensor with `requires_grad` that a Module registers.
 
@@ -429,17 +463,19 @@ def _apply_rule(rule: Rule, dy: Array, node: Node, parent: Node) -> Array:
     """The gradient by one input, checked, and in memory of its own if that input is a leaf."""
     try:
         dx = rule(dy)
+        fits = dx.shape == parent.shape and dx.dtype == parent.dtype
     except Exception as error:
-        error.add_note(f"in the rule of {node.op} for input {node.inputs.index(parent)}")
+        error.add_note(f"in {_name_rule(node, parent, rule)}")
         raise
-    if dx is None or dx.shape != parent.shape or dx.dtype != parent.dtype:
-        found = None if dx is None else f"{dx.dtype} {dx.shape}"
+    if not fits:
         raise RuntimeError(
-            f"{_name_rule(node, rule)} returned {found}, the input is {parent.dtype} {parent.shape}"
+            f"{_name_rule(node, parent, rule)} returned {dx.dtype} {dx.shape}, "
+            f"the input is {parent.dtype} {parent.shape}"
         )
     # a leaf keeps its gradient: that must not be a view of somebody else's memory
     return dx.copy() if parent.op is None and (dx is dy or dx.base is not None) else dx
 
 
-def _name_rule(node: Node, rule: Rule) -> str:
-    return f"the rule of {node.op} for input {list(node.rules or ()).index(rule)}"
+def _name_rule(node: Node, parent: Node, rule: Rule) -> str:
+    edges = list(zip(node.inputs, node.rules or (), strict=True))
+    return f"the rule of {node.op} for input {edges.index((parent, rule))}"

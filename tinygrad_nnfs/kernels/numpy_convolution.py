@@ -80,7 +80,7 @@ def conv2d_shared_rows(xp, x, weight, bias=None, *, stride=1, padding=0, dilatio
     geometry = Geometry(x, weight, bias, stride, padding, dilation, groups)
     n = len(x)
     o, c, kh, kw = weight.shape
-    oh, ow = geometry.size
+    oh, ow = geometry.output_size
 
     kernels = weight.transpose(0, 2, 3, 1).reshape(o, kh * kw * c)
     y = np.matmul(kernels, _bands(_shift(_pad_rows(x, geometry.padding), kw), kh))

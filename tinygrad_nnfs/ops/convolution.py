@@ -2,7 +2,8 @@
 
 Forward and gradients are one matrix product each. im2col lays the window under each output
 position out as a column, so that the convolution is `kernels @ columns`; col2im, its transpose,
-adds columns back to where they came from.
+adds columns back to where they came from. Sizes that stand side by side in a shape, as in
+(g, n oh ow), are one axis.
 """
 
 import itertools
@@ -17,16 +18,10 @@ from tinygrad_nnfs.registry import Float, op
 
 def pair(name: str, value: Any, smallest: int) -> tuple[int, int]:
     """An int, or a pair of ints for height and width, as a pair."""
-    vertical, horizontal = (
-        value if isinstance(value, tuple | list) and len(value) == 2 else (value, value)
-    )
-    try:
-        both = operator.index(vertical), operator.index(horizontal)
-    except TypeError:
-        both = (smallest - 1, smallest - 1)
-    if min(both) < smallest:
+    values = value if isinstance(value, tuple | list) else (value, value)
+    if len(values) != 2 or not all(hasattr(v, "__index__") and v >= smallest for v in values):
         raise ValueError(f"{name} must be an integer >= {smallest}, or two, found {value!r}")
-    return both
+    return operator.index(values[0]), operator.index(values[1])
 
 
 def output_size(shape, kernel, stride, padding, dilation):
@@ -75,25 +70,31 @@ class Geometry:
         self.stride, self.padding = pair("stride", stride, 1), pair("padding", padding, 0)
         self.dilation = pair("dilation", dilation, 1)
         if x.ndim != 4 or weight.ndim != 4:
-            raise ValueError("x must be (n, channels, h, w), weight (outputs, channels, kh, kw)")
+            raise ValueError(
+                "x must be (n, channels, h, w), weight (outputs, channels, kh, kw)"
+                + ("; for one channel write x[:, None]" if x.ndim == 3 else "")
+            )
         self.outputs, channels, *kernel = weight.shape
         self.kernel = tuple(kernel)
         self.groups = groups
-        if groups < 1 or self.outputs % groups or x.shape[1] != channels * groups:
+        if groups < 1 or self.outputs % groups:
+            raise ValueError(f"{self.outputs} outputs do not divide into {groups} groups")
+        if x.shape[1] != channels * groups:
             raise ValueError(
-                f"in {groups} group(s), weight takes images of {channels * groups} channels "
-                f"to outputs that the groups share equally; found {x.shape[1]} channels and "
-                f"{self.outputs} outputs"
+                f"x has {x.shape[1]} channels, weight takes {channels * groups}"
+                + (f" ({channels} in each of {groups} groups)" if groups > 1 else "")
             )
         if bias is not None and bias.shape != (self.outputs,):
             raise ValueError(f"bias must be ({self.outputs},), one number for each output")
-        self.size = output_size(x.shape, self.kernel, self.stride, self.padding, self.dilation)
+        self.output_size = output_size(
+            x.shape, self.kernel, self.stride, self.padding, self.dilation
+        )
 
-    def places(self):
+    def offsets(self):
         """For each offset in the kernel: its (i, j), and what lies under it in padded images."""
         for i, j in itertools.product(*map(range, self.kernel)):
             offset = i * self.dilation[0], j * self.dilation[1]
-            yield i, j, window_slices(*offset, self.size, self.stride)
+            yield i, j, window_slices(*offset, self.output_size, self.stride)
 
 
 # -- im2col and col2im -----------------------------------------------------------------------------
@@ -103,9 +104,9 @@ def im2col(xp, x, geometry):
     """The window under each output position as a column: to (g, c/g kh kw, n oh ow)."""
     n, c = x.shape[:2]
     padded = pad_image(xp, x, geometry.padding, 0).transpose(1, 0, 2, 3)
-    (kh, kw), (oh, ow), g = geometry.kernel, geometry.size, geometry.groups
+    (kh, kw), (oh, ow), g = geometry.kernel, geometry.output_size, geometry.groups
     columns = xp.empty((c, kh, kw, n, oh, ow), x.dtype)
-    for i, j, (_, _, rows, cols) in geometry.places():
+    for i, j, (_, _, rows, cols) in geometry.offsets():
         columns[:, i, j] = padded[:, :, rows, cols]
     return columns.reshape(g, c // g * kh * kw, n * oh * ow)
 
@@ -113,10 +114,10 @@ def im2col(xp, x, geometry):
 def col2im(xp, columns, shape, geometry):
     """The transpose of im2col: columns added up where they came from, in images of `shape`."""
     n, c, h, w = shape
-    columns = columns.reshape(c, *geometry.kernel, n, *geometry.size)
+    columns = columns.reshape(c, *geometry.kernel, n, *geometry.output_size)
     (ph, pw) = geometry.padding
     padded = xp.zeros((n, c, h + 2 * ph, w + 2 * pw), columns.dtype)
-    for i, j, place in geometry.places():
+    for i, j, place in geometry.offsets():
         padded[place] += columns[:, i, j].transpose(1, 0, 2, 3)
     return crop(padded, geometry.padding)
 
@@ -127,22 +128,25 @@ def conv2d(
 ):
     """Slide kernels over images: (n, c, h, w), (o, c/groups, kh, kw), (o) -> (n, o, oh, ow).
 
-    y[n, o, i, j] = bias[o] + sum over c, u, v of
+    For groups=1, y[n, o, i, j] = bias[o] + sum over c, u, v of
     weight[o, c, u, v] x[n, c, i stride + u dilation - padding, j stride + v dilation - padding],
-    where oh = (h + 2 padding - dilation (kh - 1) - 1) // stride + 1, ow likewise. stride, padding
-    and dilation are integers or (vertical, horizontal) pairs. Chellapilla et al., 2006 (im2col).
+    where oh = (h + 2 padding - dilation (kh - 1) - 1) // stride + 1, ow likewise. With more groups
+    the g-th share of the outputs sees the g-th share of the channels alone. stride, padding and
+    dilation are integers or (vertical, horizontal) pairs.
+
+    By im2col: Chellapilla et al., "High performance convolutional neural networks", 2006.
     """
     geometry = Geometry(x, weight, bias, stride, padding, dilation, groups)
     n, o, g = len(x), geometry.outputs, groups
     x_shape, weight_shape = x.shape, weight.shape
     kernels = weight.reshape(g, o // g, math.prod(weight.shape[1:]))  # (g, o/g, c/g kh kw)
     y = xp.matmul(kernels, im2col(xp, x, geometry))  # (g, o/g, n oh ow)
-    y = y.reshape(o, n, *geometry.size).transpose(1, 0, 2, 3)
+    y = y.reshape(o, n, *geometry.output_size).transpose(1, 0, 2, 3)
     if bias is not None:
         y += bias[:, None, None]
 
     def rows(dy):  # (n, o, oh, ow) -> (g, o/g, n oh ow)
-        return dy.transpose(1, 0, 2, 3).reshape(g, o // g, n * math.prod(geometry.size))
+        return dy.transpose(1, 0, 2, 3).reshape(g, o // g, n * math.prod(geometry.output_size))
 
     def dx(dy):
         columns = xp.matmul(kernels.swapaxes(1, 2), rows(dy))
@@ -166,7 +170,7 @@ def conv2d_naive(
     """`conv2d` by its definition, in plain loops: the tests' oracle, the benchmark's baseline."""
     geometry = Geometry(x, weight, bias, stride, padding, dilation, groups)
     padded = pad_image(xp, x, geometry.padding, 0)
-    n, o, (oh, ow) = len(x), geometry.outputs, geometry.size
+    n, o, (oh, ow) = len(x), geometry.outputs, geometry.output_size
     channels = weight.shape[1]
     (kh, kw), (sh, sw), (dh, dw) = geometry.kernel, geometry.stride, geometry.dilation
 

@@ -10,7 +10,7 @@ def matmul(xp, a: Number, b: Number):
     """The matrix product: (..., n, i) @ (..., i, o) -> (..., n, o); vectors as in numpy."""
     if not (a.ndim and b.ndim) or a.shape[-1] != b.shape[-2 if b.ndim > 1 else -1]:
         raise ValueError(
-            "the last size of a must be the last but one of b (of a vector b, its only one)"
+            "the last size of a must be the second-to-last of b (of a vector b, its only one)"
         )
     row = a if a.ndim > 1 else a[None, :]
     column = b if b.ndim > 1 else b[:, None]
@@ -46,8 +46,13 @@ def _(draw):
 @op
 def linear(xp, x: Float, weight: Float, bias: Float = None):
     """x weight^T + bias: (..., i), (o, i), (o) -> (..., o)."""
-    if weight.ndim != 2 or x.ndim == 0 or x.shape[-1] != weight.shape[1]:
-        raise ValueError("weight must be (outputs, inputs), with as many inputs as x's last size")
+    if weight.ndim != 2:
+        raise ValueError("weight must be (outputs, inputs)")
+    if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
+        raise ValueError(
+            f"x must be (..., {weight.shape[1]}), as many as weight has inputs"
+            + (" (is nn.Flatten missing?)" if x.ndim > 2 else "")
+        )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({weight.shape[0]},), one number for each output")
     y = xp.matmul(x, weight.T)
@@ -80,7 +85,7 @@ def _(draw):
 def embedding(xp, indices: Index, weight: Float):
     """Rows of a table: integers (...) in 0..k-1, weight (k, d) -> (..., d)."""
     if indices.dtype.kind not in "iu":
-        raise TypeError("indices must be integers")
+        raise TypeError(f"indices must be integers, found {indices.dtype}")
     if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(weight):
         raise IndexError(
             f"indices must be in 0..{len(weight) - 1}, found "

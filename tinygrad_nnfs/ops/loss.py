@@ -26,11 +26,16 @@ def softmax_cross_entropy(
     `labels` are class indices 0..k-1 of any integer dtype. With `label_smoothing` s the target is
     1 - s on the label plus s / k on every class (Szegedy et al., 2016, section 7).
     """
+    if labels.ndim == 2 and labels.shape == logits.shape:
+        raise ValueError("labels look one-hot: they must be class indices, labels.argmax(axis=1)")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError("logits must be (n, classes) and labels (n,)")
     n, k = logits.shape
     if labels.dtype.kind not in "iu":
-        raise TypeError("labels must be integers: class indices, not one-hot rows or probabilities")
+        raise TypeError(
+            f"labels must be integers, found {labels.dtype}: give the list or an integer array of "
+            "class indices (a Tensor of a list is float32)"
+        )
     if n == 0:
         raise ValueError("the batch is empty: its loss is not defined")
     if int(labels.min()) < 0 or int(labels.max()) >= k:

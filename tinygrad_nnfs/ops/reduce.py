@@ -12,8 +12,10 @@ def _restore(xp, reduced, shape, axis, keepdims):
     return xp.broadcast_to(reduced, shape)
 
 
-def _axes(x, axis):
+def _axes(x, axis, keepdims):
     """`axis` as a tuple of axes of x, or None for all."""
+    if not isinstance(keepdims, bool):
+        raise TypeError(f"keepdims must be True or False, found {keepdims!r}: axes go in a tuple")
     if axis is None:
         return None
     axes = tuple(axis) if isinstance(axis, list | tuple) else (axis,)
@@ -30,7 +32,7 @@ def _count(shape, axes):
 @op(method="sum", saves=0)
 def sum(xp, x: Number, *, axis=None, keepdims=False):
     """The sum over `axis`; 0 over no elements."""
-    axis = _axes(x, axis)
+    axis = _axes(x, axis, keepdims)
     shape = x.shape
 
     def dx(dy):
@@ -48,7 +50,7 @@ def _(draw):
 @op(method="mean", saves=0)
 def mean(xp, x: Float, *, axis=None, keepdims=False):
     """The arithmetic mean over `axis`."""
-    axis = _axes(x, axis)
+    axis = _axes(x, axis, keepdims)
     shape, n = x.shape, _count(x.shape, axis)
     if n == 0:
         raise ValueError("the mean of no elements is not defined")
@@ -72,7 +74,7 @@ def var(xp, x: Float, *, axis=None, keepdims=False, correction=1):
     `correction=1` (PyTorch's default) estimates a population's variance from a sample,
     `correction=0` (numpy's default) describes the elements themselves.
     """
-    axis = _axes(x, axis)
+    axis = _axes(x, axis, keepdims)
     freedom = _count(x.shape, axis) - correction
     if freedom <= 0:
         raise ValueError(
@@ -109,7 +111,7 @@ def _share_among_ties(xp, x, y, dy, axis, keepdims):
 @op(method="max")
 def max(xp, x: Number, *, axis=None, keepdims=False):
     """The largest element over `axis`; equal ones share the gradient."""
-    axis = _axes(x, axis)
+    axis = _axes(x, axis, keepdims)
     y = x.max(axis=axis, keepdims=keepdims)
 
     def dx(dy):
@@ -121,7 +123,7 @@ def max(xp, x: Number, *, axis=None, keepdims=False):
 @op(method="min")
 def min(xp, x: Number, *, axis=None, keepdims=False):
     """The smallest element over `axis`; equal ones share the gradient."""
-    axis = _axes(x, axis)
+    axis = _axes(x, axis, keepdims)
     y = x.min(axis=axis, keepdims=keepdims)
 
     def dx(dy):
