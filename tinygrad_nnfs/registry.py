@@ -106,12 +106,14 @@ def op(
                 (e for e in (ValueError, IndexError) if isinstance(error, e)), TypeError
             )
             raise expected(f"{_describe(name, kinds, variadic, arrays)}: {error}") from error
-        if type(result) is not tuple or len(result) != len(inputs) + 1 or type(result[0]) is Tensor:
+        if type(result) is not tuple or len(result) != len(inputs) + 1:
             check_result(name, list(kinds), len(inputs), result)
         output = result[0]
         if type(output) is not np.ndarray:
+            check_result(name, list(kinds), len(inputs), result)
             output = xp.asarray(output)  # numpy turns what would be a 0-d array into a scalar
-        node = _record(name, output, inputs, result[1:]) if tensor.grad_mode.recording else None
+        recording = tensor.grad_mode.recording
+        node = _record(name, output, inputs, arrays, result[1:]) if recording else None
         return make_tensor(output, node)
 
     if name in OPS and OPS[name].reference.__module__ != function.__module__:
@@ -252,7 +254,11 @@ def _common_dtype(computed: list[tuple[Any, Any, Any]]) -> Any:
 
 
 def _record(
-    name: str, output: Array, inputs: tuple[Any, ...], rules: tuple[Rule | None, ...]
+    name: str,
+    output: Array,
+    inputs: tuple[Any, ...],
+    arrays: Sequence[Any],
+    rules: tuple[Rule | None, ...],
 ) -> Node | None:
     """A Node for the output if any input needs a gradient, with only the rules that are needed.
 
@@ -262,16 +268,15 @@ def _record(
     parents: list[Node | Untracked] = []
     kept: list[Rule | None] = []
     wanted = False
-    for x, rule in zip(inputs, rules):
+    for x, array, rule in zip(inputs, arrays, rules):
         node = x.node if isinstance(x, Tensor) else None
         if node is not None:
             parents.append(node)
             kept.append(rule)
             wanted = wanted or rule is not None
         else:
-            data = x.data if isinstance(x, Tensor) else x
-            is_array = hasattr(data, "dtype")
-            parents.append((data.shape, data.dtype) if is_array else ((), type(data)))
+            is_array = hasattr(array, "dtype")
+            parents.append((array.shape, array.dtype) if is_array else ((), type(array)))
             kept.append(None)
     return Node(name, output.shape, output.dtype, parents, kept) if wanted else None
 
