@@ -175,7 +175,7 @@ def run_train(options: argparse.Namespace) -> None:
     settings = f"batch {options.batch_size}, lr {lr:g}, momentum {options.momentum:g}"
     console.print(
         f"{options.network} on {options.data}: {len(dataset.train_images):,} training images, "
-        f"{epochs} epochs, {settings}, seed {options.seed}, {options.device}",
+        f"{epochs} epoch{'s' * (epochs > 1)}, {settings}, seed {options.seed}, {options.device}",
         highlight=False,
         soft_wrap=True,
     )
