@@ -255,21 +255,18 @@ class Tensor:
             )
         waiting = _count_children(self.node)
         grads: dict[Node, Array] = {self.node: self._upstream(gradient)}
-        ready, leaves = [self.node], []
+        ready = [self.node] if self.node.op is not None else []
         while ready:
             node = ready.pop()
             dy = grads.pop(node)
-            if node.op is None:
-                leaves.append((node, dy))
-                continue
             for parent, rule in zip(node.inputs, node.rules or ()):
                 if rule is None or isinstance(parent, tuple):
                     continue
                 dx = _apply_rule(rule, dy, node, parent)
-                if parent in grads:
-                    grads[parent] = grads[parent] + dx  # not in place: dx may be a view of dy
-                else:
-                    grads[parent] = dx
+                # not in place: dx may be a view of dy
+                grads[parent] = grads[parent] + dx if parent in grads else dx
+                if parent.op is None:
+                    continue
                 left = waiting[parent] - 1
                 if left:
                     waiting[parent] = left
@@ -277,11 +274,11 @@ class Tensor:
                     ready.append(parent)
             if not retain_graph:
                 node.rules = rule = None  # what they saved dies here
-        for node, dy in leaves:
-            grad = dy if node.grad is None else node.grad.data + dy
-            node.grad = make_tensor(
-                np.asarray(grad) if isinstance(grad, np.generic) else grad, None
-            )
+        for leaf, grad in grads.items():  # all others have been popped
+            total = grad if leaf.grad is None else leaf.grad.data + grad
+            if isinstance(total, np.generic):
+                total = np.asarray(total)  # numpy turns what would be a 0-d array into a scalar
+            leaf.grad = make_tensor(total, None)
 
     def _upstream(self, gradient: Any) -> Array:
         if gradient is None:
@@ -439,7 +436,10 @@ def _made_by(node: Node | None) -> str:
 
 
 def _count_children(root: Node) -> dict[Node, int]:
-    """How many rules will send a gradient to each node. No recursion: a chain may be long."""
+    """How many rules will send a gradient to each node that is no leaf.
+
+    No recursion: a chain may be long.
+    """
     children, stack = {root: 0}, [root]
     while stack:
         node = stack.pop()
@@ -449,7 +449,7 @@ def _count_children(root: Node) -> dict[Node, int]:
                 "use retain_graph=True the first time, or run the forward again"
             )
         for parent, rule in zip(node.inputs, node.rules):
-            if rule is None or isinstance(parent, tuple):
+            if rule is None or isinstance(parent, tuple) or parent.op is None:
                 continue
             if parent in children:
                 children[parent] += 1
