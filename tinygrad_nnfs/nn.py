@@ -8,7 +8,7 @@ import numpy as np
 
 from tinygrad_nnfs import backend, ops
 from tinygrad_nnfs.ops.convolution import pair
-from tinygrad_nnfs.tensor import Parameter, Tensor
+from tinygrad_nnfs.tensor import Parameter, Tensor, unwrap
 
 
 class Buffer(Tensor):
@@ -20,8 +20,7 @@ class Buffer(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Any) -> None:
-        off_tape = isinstance(data, Tensor) and data.node is None
-        super().__init__(data.data if off_tape else data)
+        super().__init__(unwrap(data))
 
 
 class Module:

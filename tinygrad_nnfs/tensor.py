@@ -393,8 +393,12 @@ class Parameter(Tensor):
     __slots__ = ()
 
     def __init__(self, data: Any) -> None:
-        off_tape = isinstance(data, Tensor) and data.node is None
-        super().__init__(data.data if off_tape else data, requires_grad=True)
+        super().__init__(unwrap(data), requires_grad=True)
+
+
+def unwrap(data: Any) -> Any:
+    """The array of a Tensor off the tape; anything else as it is."""
+    return data.data if isinstance(data, Tensor) and data.node is None else data
 
 
 def make_tensor(data: Array, node: Node | None) -> Tensor:

@@ -1,5 +1,6 @@
 """Shapes, indexing and moves: the elements stay what they are, only their places change."""
 
+import copy
 from types import EllipsisType
 
 from tinygrad_nnfs import backend
@@ -59,8 +60,8 @@ def getitem(xp, x: Number, *, index):
     parts = index if isinstance(index, tuple) else (index,)
     index = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
     basic = all(isinstance(part, int | slice | EllipsisType | None) for part in index)
-    # the rule reads the index later: whoever gave an array may have changed it by then
-    index = tuple(part.copy() if backend.is_array(part) else part for part in index)
+    # the rule reads the index later: whoever gave a list or array may have changed it by then
+    index = copy.deepcopy(index)
 
     def dx(dy):
         full = xp.zeros(shape, dtype)
