@@ -108,12 +108,12 @@ def op(
             raise expected(f"{_describe(name, kinds, variadic, arrays)}: {error}") from error
         if type(result) is not tuple or len(result) != len(inputs) + 1:
             check_result(name, list(kinds), len(inputs), result)
-        output = result[0]
+        output, *rules = result
         if type(output) is not np.ndarray:
             check_result(name, list(kinds), len(inputs), result)
             output = xp.asarray(output)  # numpy turns what would be a 0-d array into a scalar
         recording = tensor.grad_mode.recording
-        node = _record(name, output, inputs, arrays, result[1:]) if recording else None
+        node = _record(name, output, inputs, arrays, rules) if recording else None
         return make_tensor(output, node)
 
     if name in OPS and OPS[name].reference.__module__ != function.__module__:
@@ -258,7 +258,7 @@ def _record(
     output: Array,
     inputs: tuple[Any, ...],
     arrays: Sequence[Any],
-    rules: tuple[Rule | None, ...],
+    rules: list[Rule | None],
 ) -> Node | None:
     """A Node for the output if any input needs a gradient, with only the rules that are needed.
 
@@ -266,19 +266,15 @@ def _record(
     first layer never keeps its weight alive, nor computes a gradient for the images.
     """
     parents: list[Node | Untracked] = []
-    kept: list[Rule | None] = []
-    wanted = False
-    for x, array, rule in zip(inputs, arrays, rules):
-        node = x.node if isinstance(x, Tensor) else None
-        if node is not None:
-            parents.append(node)
-            kept.append(rule)
-            wanted = wanted or rule is not None
-        else:
+    for i, x in enumerate(inputs):
+        parent = x.node if isinstance(x, Tensor) else None
+        if parent is None:
+            array = arrays[i]
             is_array = hasattr(array, "dtype")
-            parents.append((array.shape, array.dtype) if is_array else ((), type(array)))
-            kept.append(None)
-    return Node(name, output.shape, output.dtype, parents, kept) if wanted else None
+            parent = (array.shape, array.dtype) if is_array else ((), type(array))
+            rules[i] = None
+        parents.append(parent)
+    return Node(name, output.shape, output.dtype, parents, rules) if any(rules) else None
 
 
 def _describe(name: str, kinds: dict[str, Any], variadic: bool, arrays: Sequence[Any]) -> str:

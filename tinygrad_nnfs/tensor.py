@@ -8,6 +8,8 @@ walks the record from the loss to the parameters and applies them.
 
 import contextlib
 import copy
+import heapq
+import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -41,6 +43,9 @@ def no_grad() -> Iterator[None]:
         grad_mode.recording = before
 
 
+_order = itertools.count(0, -1)
+
+
 class Node:
     """A place on the tape: which op made a tensor, from what, and the rule for each input.
 
@@ -49,7 +54,7 @@ class Node:
     back, so there are no reference cycles, and an activation that no rule asked for dies at once.
     """
 
-    __slots__ = ("__weakref__", "dtype", "grad", "inputs", "op", "rules", "shape")
+    __slots__ = ("__weakref__", "dtype", "grad", "inputs", "op", "order", "rules", "shape")
 
     def __init__(
         self,
@@ -65,6 +70,7 @@ class Node:
         self.inputs = inputs
         self.rules = rules  # None in place of a rule that nobody needs, or of all once freed
         self.grad: Tensor | None = None  # leaves only
+        self.order = next(_order)
 
 
 class Tensor:
@@ -253,32 +259,35 @@ class Tensor:
                 "backward: nothing was recorded for this tensor: none of its inputs requires a "
                 "gradient, it was made under no_grad(), or detach() or numpy() came in between"
             )
-        waiting = _count_children(self.node)
         grads: dict[Node, Array] = {self.node: self._upstream(gradient)}
-        ready = [self.node] if self.node.op is not None else []
+        ready = [(self.node.order, self.node)] if self.node.op is not None else []
         while ready:
-            node = ready.pop()
+            node = heapq.heappop(ready)[1]
+            if node.rules is None:
+                raise RuntimeError(
+                    f"backward has passed through {node.op} before and freed what it saved: "
+                    "use retain_graph=True the first time, or run the forward again"
+                )
             dy = grads.pop(node)
-            for parent, rule in zip(node.inputs, node.rules or ()):
-                if rule is None or isinstance(parent, tuple):
+            for parent, rule in zip(node.inputs, node.rules):
+                if rule is None:
                     continue
                 dx = _apply_rule(rule, dy, node, parent)
-                # not in place: dx may be a view of dy
-                grads[parent] = grads[parent] + dx if parent in grads else dx
-                if parent.op is None:
-                    continue
-                left = waiting[parent] - 1
-                if left:
-                    waiting[parent] = left
-                else:
-                    ready.append(parent)
+                if parent in grads:
+                    grads[parent] = grads[parent] + dx  # not in place: dx may be a view of dy
+                elif parent.op is not None:
+                    grads[parent] = dx
+                    heapq.heappush(ready, (parent.order, parent))
+                else:  # a leaf keeps its gradient: that must not be a view of another's memory
+                    grads[parent] = dx.copy() if dx is dy or dx.base is not None else dx
             if not retain_graph:
                 node.rules = rule = None  # what they saved dies here
         for leaf, grad in grads.items():  # all others have been popped
-            total = grad if leaf.grad is None else leaf.grad.data + grad
-            if isinstance(total, np.generic):
-                total = np.asarray(total)  # numpy turns what would be a 0-d array into a scalar
-            leaf.grad = make_tensor(total, None)
+            if leaf.grad is not None:
+                grad = leaf.grad.data + grad
+            if isinstance(grad, np.generic):
+                grad = np.asarray(grad)  # numpy turns what would be a 0-d array into a scalar
+            leaf.grad = make_tensor(grad, None)
 
     def _upstream(self, gradient: Any) -> Array:
         if gradient is None:
@@ -439,30 +448,6 @@ def _made_by(node: Node | None) -> str:
     return "a leaf" if node is None or node.op is None else f"the result of {node.op}"
 
 
-def _count_children(root: Node) -> dict[Node, int]:
-    """How many rules will send a gradient to each node that is no leaf.
-
-    No recursion: a chain may be long.
-    """
-    children, stack = {root: 0}, [root]
-    while stack:
-        node = stack.pop()
-        if node.rules is None:
-            raise RuntimeError(
-                f"backward has passed through {node.op} before and freed what it saved: "
-                "use retain_graph=True the first time, or run the forward again"
-            )
-        for parent, rule in zip(node.inputs, node.rules):
-            if rule is None or isinstance(parent, tuple) or parent.op is None:
-                continue
-            if parent in children:
-                children[parent] += 1
-            else:
-                children[parent] = 1
-                stack.append(parent)
-    return children
-
-
 def _apply_rule(rule: Rule, dy: Array, node: Node, parent: Node) -> Array:
     """The gradient by one input, checked, and in memory of its own if that input is a leaf."""
     try:
@@ -476,8 +461,7 @@ def _apply_rule(rule: Rule, dy: Array, node: Node, parent: Node) -> Array:
             f"{_name_rule(node, parent, rule)} returned {dx.dtype} {dx.shape}, "
             f"the input is {parent.dtype} {parent.shape}"
         )
-    # a leaf keeps its gradient: that must not be a view of somebody else's memory
-    return dx.copy() if parent.op is None and (dx is dy or dx.base is not None) else dx
+    return dx
 
 
 def _name_rule(node: Node, parent: Node, rule: Rule) -> str:
