@@ -11,10 +11,11 @@ from types import ModuleType
 from typing import Annotated, Any, Concatenate, ParamSpec, Protocol, cast, overload
 
 import numpy as np
+from numpy import ndarray
 
-from tinygrad_nnfs import backend, tensor
+from tinygrad_nnfs import backend
 from tinygrad_nnfs.backend import Array
-from tinygrad_nnfs.tensor import Node, Rule, Tensor, Untracked, as_array, make_tensor
+from tinygrad_nnfs.tensor import Node, Tensor, Untracked, as_array, grad_mode, make_tensor
 
 P = ParamSpec("P")
 
@@ -109,12 +110,21 @@ def op(
         if type(result) is not tuple or len(result) != len(inputs) + 1:
             check_result(name, list(kinds), len(inputs), result)
         output, *rules = result
-        if type(output) is not np.ndarray:
+        if type(output) is not ndarray:
             check_result(name, list(kinds), len(inputs), result)
             output = xp.asarray(output)  # numpy turns what would be a 0-d array into a scalar
-        recording = tensor.grad_mode.recording
-        node = _record(name, output, inputs, arrays, rules) if recording else None
-        return make_tensor(output, node)
+        y = make_tensor(output)
+        if grad_mode.recording:
+            parents: list[Node | Untracked] = []
+            for i, x in enumerate(inputs):
+                if isinstance(x, Tensor) and x.node is not None:
+                    parents.append(x.node)
+                else:  # drop its rule and all that it captured: no gradient of images, no weight
+                    rules[i] = None  # kept alive by the first layer
+                    parents.append(_shape_and_dtype(arrays[i]))
+            if any(rules):
+                y.node = Node(name, output.shape, output.dtype, parents, rules)
+        return y
 
     if name in OPS and OPS[name].reference.__module__ != function.__module__:
         raise ValueError(
@@ -192,10 +202,10 @@ def _operands(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleTy
     arrays: list[Any] = []
     for x in inputs:  # the common case first: arrays of one floating dtype, and numbers, on the CPU
         data = x.data if isinstance(x, Tensor) else x
-        if type(data) is np.ndarray:
+        if type(data) is ndarray:
             if dtype is None:
                 dtype = data.dtype
-            if data.dtype is not dtype and kinds[len(arrays)] is not Index:
+            elif data.dtype is not dtype and kinds[len(arrays)] is not Index:
                 break
         elif type(data) not in (float, int) or kinds[len(arrays)] is Index:
             break
@@ -253,28 +263,8 @@ def _common_dtype(computed: list[tuple[Any, Any, Any]]) -> Any:
     return None
 
 
-def _record(
-    name: str,
-    output: Array,
-    inputs: tuple[Any, ...],
-    arrays: Sequence[Any],
-    rules: list[Rule | None],
-) -> Node | None:
-    """A Node for the output if any input needs a gradient, with only the rules that are needed.
-
-    A rule whose input needs no gradient is dropped here, with everything that it captured: the
-    first layer never keeps its weight alive, nor computes a gradient for the images.
-    """
-    parents: list[Node | Untracked] = []
-    for i, x in enumerate(inputs):
-        parent = x.node if isinstance(x, Tensor) else None
-        if parent is None:
-            array = arrays[i]
-            is_array = hasattr(array, "dtype")
-            parent = (array.shape, array.dtype) if is_array else ((), type(array))
-            rules[i] = None
-        parents.append(parent)
-    return Node(name, output.shape, output.dtype, parents, rules) if any(rules) else None
+def _shape_and_dtype(x: Any) -> Untracked:
+    return (x.shape, x.dtype) if hasattr(x, "dtype") else ((), type(x))
 
 
 def _describe(name: str, kinds: dict[str, Any], variadic: bool, arrays: Sequence[Any]) -> str:

@@ -43,7 +43,7 @@ def no_grad() -> Iterator[None]:
         grad_mode.recording = before
 
 
-_order = itertools.count(0, -1)
+_countdown = itertools.count(0, -1)
 
 
 class Node:
@@ -70,7 +70,7 @@ class Node:
         self.inputs = inputs
         self.rules = rules  # None in place of a rule that nobody needs, or of all once freed
         self.grad: Tensor | None = None  # leaves only
-        self.order = next(_order)
+        self.order = next(_countdown)  # the smaller, the younger: inputs are older than outputs
 
 
 class Tensor:
@@ -161,7 +161,7 @@ class Tensor:
 
     def detach(self) -> "Tensor":
         """The same data (memory shared) off the tape."""
-        return make_tensor(self.data, None)
+        return make_tensor(self.data)
 
     def numpy(self) -> np.ndarray:
         """The data as a numpy array: the tensor's own memory on the CPU, a copy from a GPU."""
@@ -228,7 +228,7 @@ class Tensor:
             raise RuntimeError(
                 f"a copy of {_made_by(self.node)} would have a tape of its own: copy x.detach()"
             )
-        clone = make_tensor(self.data.copy(), None)
+        clone = make_tensor(self.data.copy())
         clone.__class__ = type(self)
         clone.requires_grad = self.requires_grad
         if self.grad is not None:
@@ -260,6 +260,7 @@ class Tensor:
                 "gradient, it was made under no_grad(), or detach() or numpy() came in between"
             )
         grads: dict[Node, Array] = {self.node: self._upstream(gradient)}
+        # The youngest first: when a node's turn comes, all that was made from it has had its own.
         ready = [(self.node.order, self.node)] if self.node.op is not None else []
         while ready:
             node = heapq.heappop(ready)[1]
@@ -269,10 +270,21 @@ class Tensor:
                     "use retain_graph=True the first time, or run the forward again"
                 )
             dy = grads.pop(node)
-            for parent, rule in zip(node.inputs, node.rules):
+            for i, rule in enumerate(node.rules):
                 if rule is None:
                     continue
-                dx = _apply_rule(rule, dy, node, parent)
+                parent: Any = node.inputs[i]  # a Node: it has a rule
+                try:
+                    dx = rule(dy)
+                    fits = dx.shape == parent.shape and dx.dtype == parent.dtype
+                except Exception as error:
+                    error.add_note(f"in the rule of {node.op} for input {i}")
+                    raise
+                if not fits:
+                    raise RuntimeError(
+                        f"the rule of {node.op} for input {i} returned {dx.dtype} {dx.shape}, "
+                        f"the input is {parent.dtype} {parent.shape}"
+                    )
                 if parent in grads:
                     grads[parent] = grads[parent] + dx  # not in place: dx may be a view of dy
                 elif parent.op is not None:
@@ -287,7 +299,7 @@ class Tensor:
                 grad = leaf.grad.data + grad
             if isinstance(grad, np.generic):
                 grad = np.asarray(grad)  # numpy turns what would be a 0-d array into a scalar
-            leaf.grad = make_tensor(grad, None)
+            leaf.grad = make_tensor(grad)
 
     def _upstream(self, gradient: Any) -> Array:
         if gradient is None:
@@ -410,11 +422,11 @@ def unwrap(data: Any) -> Any:
     return data.data if isinstance(data, Tensor) and data.node is None else data
 
 
-def make_tensor(data: Array, node: Node | None) -> Tensor:
-    """A Tensor of what is an array already."""
+def make_tensor(data: Array) -> Tensor:
+    """A Tensor, off the tape, of what is an array already."""
     tensor = object.__new__(Tensor)
     tensor.data = data
-    tensor.node = node
+    tensor.node = None
     return tensor
 
 
@@ -446,24 +458,3 @@ def _contains_tensor(data: Any) -> bool:
 
 def _made_by(node: Node | None) -> str:
     return "a leaf" if node is None or node.op is None else f"the result of {node.op}"
-
-
-def _apply_rule(rule: Rule, dy: Array, node: Node, parent: Node) -> Array:
-    """The gradient by one input, checked, and in memory of its own if that input is a leaf."""
-    try:
-        dx = rule(dy)
-        fits = dx.shape == parent.shape and dx.dtype == parent.dtype
-    except Exception as error:
-        error.add_note(f"in {_name_rule(node, parent, rule)}")
-        raise
-    if not fits:
-        raise RuntimeError(
-            f"{_name_rule(node, parent, rule)} returned {dx.dtype} {dx.shape}, "
-            f"the input is {parent.dtype} {parent.shape}"
-        )
-    return dx
-
-
-def _name_rule(node: Node, parent: Node, rule: Rule) -> str:
-    edges = list(zip(node.inputs, node.rules or (), strict=True))
-    return f"the rule of {node.op} for input {edges.index((parent, rule))}"
