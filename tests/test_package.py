@@ -43,7 +43,7 @@ def test_wheel_has_no_generic_top_level_name(tmp_path):
     (wheel,) = tmp_path.glob("*.whl")
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.partition("/")[0].partition("-")[0] for n in names} == {"tinygrad_nnfs"}
-    for name in ("models/cli.py", "models/cnn.py", "kernels/numpy_convolution.py", "py.typed"):
+    for name in ("models/cli.py", "models/cnn.py", "kernels/shared_columns.py", "py.typed"):
         assert f"tinygrad_nnfs/{name}" in names
 
 

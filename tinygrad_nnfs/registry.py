@@ -73,7 +73,7 @@ def op(
 
     The lifted op has `.samples`, a decorator for the generator of its test cases (see
     `checking.Draw`), and `.on(xp, when=...)`, which registers a faster variant for one backend,
-    used where `when(*arrays, **params)` holds.
+    used where `when(*arrays, **params)` holds. Of several that apply the last registered is used.
     """
     if function is None:
         return functools.partial(op, method=method, spread=spread, saves=saves)
@@ -137,7 +137,7 @@ def op(
 
     def on(xp: ModuleType, *, when: Callable[..., bool]) -> Any:
         def register(variant: Any) -> Any:
-            variants.setdefault(xp, []).append((when, variant))
+            variants.setdefault(xp, []).insert(0, (when, variant))
             return variant
 
         return register

@@ -1,3 +1,9 @@
-"""Faster variants of ops for one backend, registered on ops that are complete without them."""
+"""Faster variants of ops for one backend, registered on ops that are complete without them.
 
-from tinygrad_nnfs.kernels import numpy_convolution as numpy_convolution
+Of two variants that apply to a call the one that was registered last is used.
+"""
+
+from tinygrad_nnfs.kernels import dense as dense
+from tinygrad_nnfs.kernels import elementwise as elementwise
+from tinygrad_nnfs.kernels import shared_columns as shared_columns
+from tinygrad_nnfs.kernels import winograd as winograd

@@ -43,9 +43,7 @@ def _(draw):
     yield draw.case(draw.normal(i), draw.normal(i))
 
 
-@op
-def linear(xp, x: Float, weight: Float, bias: Float = None):
-    """x weight^T + bias: (..., i), (o, i), (o) -> (..., o)."""
+def check_linear(x, weight, bias):
     if weight.ndim != 2:
         raise ValueError("weight must be (outputs, inputs)")
     if x.ndim == 0 or x.shape[-1] != weight.shape[1]:
@@ -55,6 +53,12 @@ def linear(xp, x: Float, weight: Float, bias: Float = None):
         )
     if bias is not None and bias.shape != weight.shape[:1]:
         raise ValueError(f"bias must be ({weight.shape[0]},), one number for each output")
+
+
+@op
+def linear(xp, x: Float, weight: Float, bias: Float = None):
+    """x weight^T + bias: (..., i), (o, i), (o) -> (..., o)."""
+    check_linear(x, weight, bias)
     y = xp.matmul(x, weight.T)
     if bias is not None:
         y += bias

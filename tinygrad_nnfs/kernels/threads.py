@@ -1,0 +1,161 @@
+"""Pieces of one op on several threads, with the BLAS library at one thread meanwhile.
+
+Python's threads are enough: numpy, BLAS and compiled kernels let go of the interpreter lock while
+they compute. Work is cut by shape, never by the number of threads, so results do not depend on it.
+"""
+
+import contextlib
+import ctypes
+import functools
+import math
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import numpy as np
+
+Piece = TypeVar("Piece")
+
+_chosen: int | None = None
+
+
+def num_threads() -> int:
+    """How many threads an op may use: what was set, or as many as numpy's own BLAS library uses."""
+    if _chosen is not None:
+        return _chosen
+    given = os.environ.get("NNFS_NUM_THREADS")
+    if given is None:
+        blas = _blas()
+        return blas.get_num_threads() if blas else 1
+    if not given.isdecimal() or int(given) < 1:
+        raise ValueError(f"NNFS_NUM_THREADS must be an integer >= 1, found {given!r}")
+    return int(given)
+
+
+def set_num_threads(count: int) -> None:
+    """Let each op of this process use up to `count` threads. Results do not depend on it.
+
+    Without it the environment's NNFS_NUM_THREADS counts, or else what numpy's BLAS library was
+    told (OPENBLAS_NUM_THREADS, OMP_NUM_THREADS) or took: one thread a core. Other libraries keep
+    their own settings.
+    """
+    global _chosen
+    if not isinstance(count, int) or count < 1:
+        raise ValueError(f"set_num_threads: expected an integer >= 1, found {count!r}")
+    _chosen = count
+
+
+def run(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
+    """`work(piece)` for every piece, this thread and the pool's taking the next one each time."""
+    pieces = list(pieces)
+    helpers = min(num_threads(), len(pieces)) - 1
+    left = iter(pieces)
+
+    def take() -> None:
+        for piece in left:  # one piece to one thread: next() of a list's iterator is atomic
+            work(piece)
+
+    with single_threaded_blas():
+        if not helpers or _blas() is None:
+            take()
+            return
+        futures = [_pool().submit(take) for _ in range(helpers)]
+        try:
+            take()
+        finally:
+            for future in futures:
+                # one that has not begun has nothing to do: all pieces are taken
+                if not future.cancel():
+                    future.result()
+
+
+def pieces(length: int, size: int) -> list[slice]:
+    """0..length in slices of `size`, the last one perhaps shorter."""
+    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+LARGE = 2**17  # elements: below this, handing work to another thread takes longer than the work
+
+
+def is_large(size: int) -> bool:
+    """Is an op on so many elements worth cutting up?"""
+    return size >= LARGE
+
+
+@functools.cache
+def _pool() -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="tinygrad_nnfs")
+
+
+if hasattr(os, "register_at_fork"):  # a forked child has the pool, but none of its threads
+    os.register_at_fork(after_in_child=_pool.cache_clear)
+
+
+# -- the BLAS library ------------------------------------------------------------------------------
+
+
+class _Blas:
+    """The thread count of the OpenBLAS that numpy itself computes with."""
+
+    def __init__(self, library: ctypes.CDLL, name: str) -> None:
+        self.get_num_threads: Callable[[], int] = getattr(library, name.format("get"))
+        self.set_num_threads: Callable[[int], None] = getattr(library, name.format("set"))
+        self.lock = threading.Lock()
+        self.users = 0
+        self.before = 1
+
+
+@functools.cache
+def _blas() -> _Blas | None:
+    """None where numpy computes with something else (MKL, Accelerate): it keeps its threads."""
+    try:
+        library = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
+    except (AttributeError, OSError):
+        return None
+    for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_"):
+        if hasattr(library, name.format("set")):
+            return _Blas(library, name)
+    return None
+
+
+@contextlib.contextmanager
+def single_threaded_blas() -> Iterator[None]:
+    """BLAS at one thread inside; the last to leave puts back what was there before the first."""
+    blas = _blas()
+    if blas is None:
+        yield
+        return
+    with blas.lock:
+        if not blas.users:
+            blas.before = blas.get_num_threads()
+            blas.set_num_threads(1)
+        blas.users += 1
+    try:
+        yield
+    finally:
+        with blas.lock:
+            blas.users -= 1
+            if not blas.users:
+                blas.set_num_threads(blas.before)
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+_memory = threading.local()
+
+
+def scratch(name: str, shape: tuple[int, ...], dtype: Any) -> Any:
+    """An array with any content, for use until this thread next asks for `name`.
+
+    Fresh memory of this size costs a page fault every 4 KiB, as much time as filling it. Only what
+    dies inside one piece may live here. A thread keeps its largest block of each name until it
+    ends.
+    """
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    block = getattr(_memory, name, None)
+    if block is None or block.nbytes < size:
+        block = np.empty(size, np.uint8)
+        setattr(_memory, name, block)
+    return block[:size].view(dtype).reshape(shape)
