@@ -11,7 +11,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from tinygrad_nnfs import backend
+from tinygrad_nnfs import backend, kernels
 from tinygrad_nnfs.backend import Array
 from tinygrad_nnfs.tensor import Parameter, Tensor
 
@@ -162,6 +162,10 @@ class SGD(Optimizer):
         self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
         lr, momentum = group["lr"], group["momentum"]
+        if momentum and not group["nesterov"] and kernels.momentum.applies(data, grad):
+            velocity = _buffer(state, "velocity", data)
+            kernels.momentum.step(data, velocity, grad, lr, momentum, group["weight_decay"])
+            return
         step = grad * lr
         if group["weight_decay"]:
             step += data * (lr * group["weight_decay"])

@@ -7,13 +7,14 @@ but the first find their piece in the cache, and the pieces can go to several th
 import numpy as np
 
 from tinygrad_nnfs import backend
-from tinygrad_nnfs.kernels import memory, threads
+from tinygrad_nnfs.kernels import loops, memory, threads
+from tinygrad_nnfs.kernels.shared_columns import channels_first, channels_last
 from tinygrad_nnfs.ops.activation import leaky_relu
 from tinygrad_nnfs.ops.convolution import pair
-from tinygrad_nnfs.ops.dropout import dropout
+from tinygrad_nnfs.ops.dropout import check_dropout, dropout
 from tinygrad_nnfs.ops.pooling import max_pool2d
 
-SIZE = 2**16  # elements of a piece: 256 KiB in float32
+SIZE = 2**18  # elements of a piece: 1 MiB in float32
 
 
 def _is_large(x, **_):
@@ -33,24 +34,21 @@ def _flat(array, like=None):
 def leaky_relu_in_pieces(xp, x, *, slope=0.01):
     y = memory.empty_like(x)
     flat_x, flat_y = _flat(x), _flat(y)
-    larger = np.maximum if slope <= 1 else np.minimum
 
     def forward(piece):
-        np.multiply(flat_x[piece], slope, out=flat_y[piece])
-        larger(flat_x[piece], flat_y[piece], out=flat_y[piece])
+        loops.best().leaky_relu(flat_x[piece], slope, flat_y[piece])
 
     threads.run(forward, threads.pieces(x.size, SIZE))
     signed = y if slope >= 0 else x
 
     def dx(dy):
         gradient = memory.empty_like(signed)
-        flat_signed, flat_dy, flat_dx = _flat(signed), _flat(dy, like=signed), _flat(gradient)
+        flat_signed, flat_dy, flat_dx = _flat(signed), _flat(dy, like=gradient), _flat(gradient)
 
         def backward(piece):
-            factor = flat_dx[piece]
-            np.multiply(flat_signed[piece] > 0, dy.dtype.type(1 - slope), out=factor)
-            factor += dy.dtype.type(slope)
-            factor *= flat_dy[piece]
+            loops.best().leaky_relu_gradient(
+                flat_signed[piece], flat_dy[piece], slope, flat_dx[piece]
+            )
 
         threads.run(backward, threads.pieces(dy.size, SIZE))
         return gradient
@@ -58,47 +56,43 @@ def leaky_relu_in_pieces(xp, x, *, slope=0.01):
     return y, dx
 
 
-@dropout.on(np, when=_is_large)
+def _is_large_in_order_of_bits(x, *, p, key):
+    in_order = x if x.ndim != 4 else x.transpose(0, 2, 3, 1)
+    return threads.is_large(x.size) and in_order.flags.c_contiguous
+
+
+@dropout.on(np, when=_is_large_in_order_of_bits)
 def dropout_in_pieces(xp, x, *, p, key):
-    if not 0 <= p <= 1:
-        raise ValueError(f"p must be in [0, 1], found {p}")
-    bits = memory.empty((x.size,), np.uint16)
-
-    def draw(piece):
-        bits[piece] = backend.random_bits(np, key, (piece.stop - piece.start,), skip=piece.start)
-
-    threads.run(draw, threads.pieces(x.size, SIZE))
+    check_dropout(p)
     keep = memory.empty_like(x, dtype=bool)
+    flat_keep = _flat(keep)
     scale = 1 / (1 - p) if p < 1 else 0.0
-    # by the axis that is the outermost in memory
-    outermost = int(np.argmax(keep.strides))
-    sources = np.moveaxis(bits.reshape(x.shape), outermost, 0)
-    targets = np.moveaxis(keep, outermost, 0)
 
-    def compare(piece):
-        np.greater_equal(sources[piece], round(p * 2**16), out=targets[piece])
-
-    threads.run(compare, threads.pieces(len(targets), 1))
-
-    def drop(values):
+    def drop(values, prepare=None):
         kept = memory.empty_like(keep, dtype=values.dtype)
-        flat_values, flat_keep, flat_kept = _flat(values, like=kept), _flat(keep), _flat(kept)
+        flat_values, flat_kept = _flat(values, like=kept), _flat(kept)
 
         def work(piece):
-            np.multiply(flat_values[piece], flat_keep[piece], out=flat_kept[piece])
-            flat_kept[piece] *= scale
+            if prepare is not None:
+                prepare(piece)
+            loops.best().keep_scaled(flat_values[piece], flat_keep[piece], scale, flat_kept[piece])
 
         threads.run(work, threads.pieces(values.size, SIZE))
         return kept
 
-    return drop(x), drop
+    def draw(piece):
+        bits = backend.random_bits(np, key, (piece.stop - piece.start,), skip=piece.start)
+        np.greater_equal(bits, round(p * 2**16), out=flat_keep[piece])
+
+    return drop(x, draw), drop
 
 
-def _halves(x, *, kernel_size, stride=None, padding=0):
-    """Windows of 2x2 that cover the image without overlap or rest."""
+def _is_quarters(x, *, kernel_size, stride=None, padding=0):
+    """Windows of 2x2 that cover large images, channels last, without overlap or rest."""
     return (
         x.ndim == 4
         and threads.is_large(x.size)
+        and x.transpose(0, 2, 3, 1).flags.c_contiguous
         and pair("kernel_size", kernel_size, 1) == (2, 2)
         and (stride is None or pair("stride", stride, 1) == (2, 2))
         and pair("padding", padding, 0) == (0, 0)
@@ -106,47 +100,27 @@ def _halves(x, *, kernel_size, stride=None, padding=0):
     )
 
 
-@max_pool2d.on(np, when=_halves)
-def max_pool2d_by_halves(xp, x, *, kernel_size, stride=None, padding=0):
-    """Columns compete first, then rows, so that the first of equals in row order wins."""
-    n, c, h, w = x.shape
-    order = sorted(range(4), key=lambda axis: -x.strides[axis])  # axes from outermost to innermost
+@max_pool2d.on(np, when=_is_quarters)
+def max_pool2d_by_quarters(xp, x, *, kernel_size, stride=None, padding=0):
+    images = channels_last(x)
+    n, h, w, c = images.shape
+    y = memory.empty((n, h // 2, w // 2, c), x.dtype)
+    winner = memory.empty(y.shape, np.int8)
+    pieces = threads.pieces(n, max(1, n * SIZE // x.size))
 
-    def empty(height, width, dtype):
-        """An array (n, c, height, width) in x's memory order."""
-        shape = (n, c, height, width)
-        dense = memory.empty(tuple(shape[axis] for axis in order), dtype)
-        return dense.transpose(np.argsort(order))
+    def forward(piece):
+        loops.best().max_pool(images[piece], y[piece], winner[piece])
 
-    y = empty(h // 2, w // 2, x.dtype)
-    right = empty(h, w // 2, bool)  # does the right one of two win?
-    lower = empty(h // 2, w // 2, bool)
-
-    def forward(rows):
-        pairs = slice(2 * rows.start, 2 * rows.stop)
-        a, b = x[:, :, pairs, 0::2], x[:, :, pairs, 1::2]
-        np.greater(b, a, out=right[:, :, pairs])
-        winners = np.maximum(a, b)
-        a, b = winners[:, :, 0::2], winners[:, :, 1::2]
-        np.greater(b, a, out=lower[:, :, rows])
-        np.maximum(a, b, out=y[:, :, rows])
-
-    threads.run(forward, threads.pieces(h // 2, 1))
+    threads.run(forward, pieces)
 
     def dx(dy):
-        gradient = empty(h, w, dy.dtype)
+        dy = channels_last(dy)
+        gradient = memory.empty((n, h, w, c), dy.dtype)
 
-        def backward(rows):
-            pairs = slice(2 * rows.start, 2 * rows.stop)
-            winners = np.empty_like(gradient[:, :, pairs, 0::2])
-            a, b = winners[:, :, 0::2], winners[:, :, 1::2]
-            np.multiply(dy[:, :, rows], lower[:, :, rows], out=b)
-            np.subtract(dy[:, :, rows], b, out=a)
-            a, b = gradient[:, :, pairs, 0::2], gradient[:, :, pairs, 1::2]
-            np.multiply(winners, right[:, :, pairs], out=b)
-            np.subtract(winners, b, out=a)
+        def backward(piece):
+            loops.best().max_pool_gradient(dy[piece], winner[piece], gradient[piece])
 
-        threads.run(backward, threads.pieces(h // 2, 1))
-        return gradient
+        threads.run(backward, pieces)
+        return channels_first(gradient)
 
-    return y, dx
+    return channels_first(y), dx

@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from tinygrad_nnfs.kernels import memory, threads
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d, pair
 
-PIXELS = 4096  # of outputs that a piece of work holds, in whole images
+PIXELS = 2048  # of outputs that a piece of work holds, in whole images
 
 
 def is_plain(x, weight, *, stride, dilation, groups):
@@ -141,21 +141,15 @@ def conv2d_shared_columns(xp, x, weight, bias=None, *, stride=1, padding=0, dila
         gradient = totals.sum(axis=0).reshape(kw, kh, c, o)
         return np.ascontiguousarray(gradient.transpose(3, 2, 1, 0))
 
-    dbias = None if bias is None else sum_of_pixels(pieces)
-    return channels_first(y), dx, dweight, dbias
-
-
-def sum_of_pixels(pieces):
-    """The rule of a bias: (n, o, oh, ow) -> (o,)."""
-
     def dbias(dy):
         dy = channels_last(dy)
-        totals = np.empty((len(pieces), dy.shape[-1]), dy.dtype)
+        totals = np.empty((len(pieces), o), dtype)
 
-        def add(i):
-            dy[pieces[i]].sum(axis=(0, 1, 2), out=totals[i])
+        def backward(i):
+            rows = dy[pieces[i]].reshape(-1, o)
+            np.matmul(np.ones(len(rows), dtype), rows, out=totals[i])  # faster than a sum
 
-        threads.run(add, range(len(pieces)))
+        threads.run(backward, range(len(pieces)))
         return totals.sum(axis=0)
 
-    return dbias
+    return channels_first(y), dx, dweight, None if bias is None else dbias

@@ -76,7 +76,7 @@ def pieces(length: int, size: int) -> list[slice]:
     return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 
-LARGE = 2**17  # elements: below this, handing work to another thread takes longer than the work
+LARGE = 2**18  # elements: below this, handing work to another thread takes longer than the work
 
 
 def is_large(size: int) -> bool:

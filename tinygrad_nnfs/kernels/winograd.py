@@ -10,17 +10,13 @@ that one transform of dy serves both gradients. The error is 3 to 6e-6 of the la
 im2col's is 2 to 4e-7: hence float32 alone, and `precision="exact"` does without.
 """
 
-import functools
-import importlib.util
-
 import numpy as np
 
-from tinygrad_nnfs.kernels import memory, threads
+from tinygrad_nnfs.kernels import loops, memory, threads
 from tinygrad_nnfs.kernels.shared_columns import (
     channels_first,
     channels_last,
     is_plain,
-    sum_of_pixels,
 )
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d
 from tinygrad_nnfs.registry import once
@@ -41,11 +37,6 @@ _G = np.array(
 _GG = np.kron(_G, _G).astype(np.float32)  # (36, 9): G g G^T of a kernel as one product
 
 
-@functools.cache
-def _numba_is_installed():
-    return importlib.util.find_spec("numba") is not None
-
-
 def _applies(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
     del bias, padding
     return (
@@ -53,7 +44,7 @@ def _applies(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1)
         and is_plain(x, weight, stride=stride, dilation=dilation, groups=groups)
         and weight.shape[2:] == (3, 3)
         and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
-        and _numba_is_installed()
+        and loops.numba_is_installed()
     )
 
 
@@ -69,8 +60,7 @@ def conv2d_winograd(xp, x, weight, bias=None, *, stride=1, padding=0, dilation=1
     tiles = -(-oh // 4) * -(-ow // 4)  # of one image
     pieces = threads.pieces(n, max(1, TILES // tiles))
 
-    with threads.single_threaded_blas():
-        u = np.matmul(_GG, weight.transpose(1, 0, 2, 3).reshape(c * o, 9).T).reshape(36, c, o)
+    u = _transform_kernels(weight.swapaxes(0, 1))  # (36, c, o)
     images = channels_last(x)
     shift = np.zeros(o, np.float32) if bias is None else np.ascontiguousarray(bias)
     y = memory.empty((n, oh, ow, o), np.float32)
@@ -90,26 +80,29 @@ def conv2d_winograd(xp, x, weight, bias=None, *, stride=1, padding=0, dilation=1
 
     @once
     def gradients(dy):
-        """By images and by weight together: they share the transform of dy."""
+        """By images, weight and bias together: they share the transform of dy."""
         dy = channels_last(dy)
         dimages = memory.empty(images.shape, np.float32)
-        totals = memory.empty((len(pieces), 9, c * o), np.float32)
-        transposed = np.ascontiguousarray(u.transpose(0, 2, 1))
+        dweights = memory.empty((len(pieces), 9, o * c), np.float32)
+        dbiases = np.empty((len(pieces), o), np.float32)
+        u = _transform_kernels(weight)  # (36, o, c)
 
         def backward(i):
             piece = pieces[i]
             v, m = tiles_of(piece, "v", c), tiles_of(piece, "m", o)
             d, dout, dd = images[piece], dy[piece], dimages[piece]
             transforms.transform_output_adjoint(dout.reshape(-1), dout.shape, m.reshape(-1))
+            m[7].sum(axis=0, out=dbiases[i])  # of the 36, the one that is the sum of a tile
             transforms.transform_input(d.reshape(-1), d.shape, padding, v.reshape(-1))
-            du = np.matmul(v.transpose(0, 2, 1), m, out=threads.scratch("du", (36, c, o), np.float32))
-            np.matmul(_GG.T, du.reshape(36, c * o), out=totals[i])
-            np.matmul(m, transposed, out=v)
+            du = threads.scratch("du", (36, o, c), np.float32)
+            np.matmul(m.transpose(0, 2, 1), v, out=du)
+            np.matmul(_GG.T, du.reshape(36, o * c), out=dweights[i])
+            np.matmul(m, u, out=v)
             transforms.transform_input_adjoint(v.reshape(-1), dd.shape, padding, dd.reshape(-1))
 
         threads.run(backward, range(len(pieces)))
-        dweight = totals.sum(axis=0).reshape(3, 3, c, o).transpose(3, 2, 0, 1)
-        return channels_first(dimages), np.ascontiguousarray(dweight)
+        dweight = np.ascontiguousarray(dweights.sum(axis=0).T).reshape(weight.shape)
+        return channels_first(dimages), dweight, dbiases.sum(axis=0)
 
     def dx(dy):
         return gradients(dy)[0]
@@ -117,5 +110,14 @@ def conv2d_winograd(xp, x, weight, bias=None, *, stride=1, padding=0, dilation=1
     def dweight(dy):
         return gradients(dy)[1]
 
-    dbias = None if bias is None else sum_of_pixels(pieces)
-    return channels_first(y), dx, dweight, dbias
+    def dbias(dy):
+        return gradients(dy)[2]
+
+    return channels_first(y), dx, dweight, None if bias is None else dbias
+
+
+def _transform_kernels(weight):
+    """U = G g G^T: (a, b, 3, 3) -> (36, a, b)."""
+    a, b = weight.shape[:2]
+    with threads.single_threaded_blas():
+        return np.matmul(_GG, weight.reshape(a * b, 9).T).reshape(36, a, b)

@@ -4,6 +4,19 @@ from tinygrad_nnfs import backend
 from tinygrad_nnfs.registry import Float, op
 
 
+def check_dropout(p):
+    if not 0 <= p <= 1:
+        raise ValueError(f"p must be in [0, 1], found {p}")
+
+
+def _bits(xp, key, shape):
+    """A random integer for each element. Those of images lie channels last, as images do."""
+    if len(shape) != 4:
+        return backend.random_bits(xp, key, shape)
+    n, c, h, w = shape
+    return backend.random_bits(xp, key, (n, h, w, c)).transpose(0, 3, 1, 2)
+
+
 @op
 def dropout(xp, x: Float, *, p, key):
     """Zero each element with probability p, scale the others by 1 / (1 - p): any shape.
@@ -12,9 +25,8 @@ def dropout(xp, x: Float, *, p, key):
     keys give equal masks on every device (`backend.random_key()` gives a fresh one). p counts in
     steps of 2^-16. Srivastava et al., 2014; "inverted", so that evaluation does nothing.
     """
-    if not 0 <= p <= 1:
-        raise ValueError(f"p must be in [0, 1], found {p}")
-    bits = backend.random_bits(xp, key, x.shape)
+    check_dropout(p)
+    bits = _bits(xp, key, x.shape)
     # kept in x's own memory order: products of arrays of one order are several times faster
     keep = xp.greater_equal(bits, round(p * 2**16), out=xp.empty_like(x, dtype=bool))
     scale = 1 / (1 - p) if p < 1 else 0.0

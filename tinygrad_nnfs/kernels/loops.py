@@ -1,0 +1,77 @@
+"""The inner loops of elementwise kernels, over flat arrays that fit a cache, by numpy.
+
+`compiled_loops` has the same functions for numba; `best()` is that module where numba is installed.
+"""
+
+import functools
+import importlib
+import importlib.util
+
+import numpy as np
+
+
+@functools.cache
+def numba_is_installed():
+    return importlib.util.find_spec("numba") is not None
+
+
+@functools.cache
+def best():
+    name = "compiled_loops" if numba_is_installed() else "loops"
+    return importlib.import_module(f"tinygrad_nnfs.kernels.{name}")
+
+
+def leaky_relu(x, slope, y):
+    """y = x where x > 0, else slope x."""
+    np.multiply(x, slope, out=y)
+    (np.maximum if slope <= 1 else np.minimum)(x, y, out=y)
+
+
+def leaky_relu_gradient(signed, dy, slope, dx):
+    """dx = dy where signed > 0, else slope dy."""
+    np.multiply(signed > 0, dy.dtype.type(1 - slope), out=dx)
+    dx += dy.dtype.type(slope)
+    dx *= dy
+
+
+def keep_scaled(x, keep, scale, y):
+    """y = scale x where keep is True, else 0."""
+    np.multiply(x, keep, out=y)
+    y *= scale
+
+
+def momentum_step(theta, velocity, gradient, lr, momentum, weight_decay):
+    """v = momentum v + lr (g + weight_decay theta), then theta = theta - v: both in place."""
+    step = gradient * lr
+    if weight_decay:
+        step += theta * (lr * weight_decay)
+    velocity *= momentum
+    velocity += step
+    theta -= velocity
+
+
+def _quarters(x):
+    """The four elements of all 2x2 windows of (n, h, w, c), in row order."""
+    return x[:, 0::2, 0::2], x[:, 0::2, 1::2], x[:, 1::2, 0::2], x[:, 1::2, 1::2]
+
+
+def max_pool(x, y, winner):
+    """The largest of each 2x2 window of (n, h, w, c), and which it is: 0 to 3, the first of equals.
+
+    y and winner are (n, h/2, w/2, c), winner in int8.
+    """
+    a, b, c, d = _quarters(x)
+    upper, lower = np.maximum(a, b), np.maximum(c, d)
+    np.maximum(upper, lower, out=y)
+    # arithmetic, for a choice by a mask takes ten times as long
+    right_above, right_below = (b > a).view(np.int8), (d > c).view(np.int8)
+    np.subtract(right_below, right_above, out=winner)
+    winner += 2
+    winner *= lower > upper
+    winner += right_above
+
+
+def max_pool_gradient(dy, winner, dx):
+    """dy goes to the winner of each window, 0 to the others."""
+    for k, quarter in enumerate(_quarters(dx)):
+        np.multiply(dy, winner == k, out=quarter)

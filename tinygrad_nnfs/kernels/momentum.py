@@ -1,0 +1,28 @@
+"""The update of SGD with momentum, for large parameters on numpy: in pieces."""
+
+import numpy as np
+
+from tinygrad_nnfs.kernels import loops, threads
+
+SIZE = 2**17  # elements of a piece
+
+
+def applies(theta, gradient):
+    return (
+        type(theta) is type(gradient) is np.ndarray
+        and threads.is_large(theta.size)
+        and theta.flags.c_contiguous
+        and gradient.flags.c_contiguous
+    )
+
+
+def step(theta, velocity, gradient, lr, momentum, weight_decay):
+    """v = momentum v + lr (g + weight_decay theta), then theta = theta - v: both in place."""
+    theta, velocity, gradient = theta.reshape(-1), velocity.reshape(-1), gradient.reshape(-1)
+
+    def work(piece):
+        loops.best().momentum_step(
+            theta[piece], velocity[piece], gradient[piece], lr, momentum, weight_decay
+        )
+
+    threads.run(work, threads.pieces(theta.size, SIZE))
