@@ -7,7 +7,7 @@ import numpy as np
 from tinygrad_nnfs.kernels import memory, threads
 from tinygrad_nnfs.ops.linear import check_linear, linear
 
-SIZE = 64  # rows or columns of a product that a piece computes
+SIZE = 128  # rows or columns of a product that a piece computes
 
 
 def _is_large(x, weight, bias=None):
@@ -36,7 +36,7 @@ def linear_in_pieces(xp, x, weight, bias=None):
         def backward(piece):
             np.matmul(dy, weight[:, piece], out=gradient[:, piece])
 
-        threads.run(backward, threads.pieces(into, 4 * SIZE))
+        threads.run(backward, threads.pieces(into, 2 * SIZE))
         return gradient.reshape(shape)
 
     def dweight(dy):

@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from tinygrad_nnfs.kernels import memory, threads
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d, pair
 
-PIXELS = 2048  # of outputs that a piece of work holds, in whole images
+SIZE = 2**18  # elements that a piece of work reads and writes, in whole images
 
 
 def is_plain(x, weight, *, stride, dilation, groups):
@@ -70,10 +70,8 @@ def _columns(x, kh):
 def _windows(columns, kw):
     """(n, oh, w, k) -> (ow, n oh, kw k): for each position a matrix; a view, not to be written."""
     n, oh, w, k = columns.shape
-    item = columns.itemsize
-    return as_strided(
-        columns, (w - kw + 1, n * oh, kw * k), (k * item, w * k * item, item), writeable=False
-    )
+    shape, item = (w - kw + 1, n * oh, kw * k), columns.itemsize
+    return as_strided(columns, shape, (k * item, w * k * item, item), writeable=False)
 
 
 def _by_position(y):
@@ -91,7 +89,7 @@ def conv2d_shared_columns(xp, x, weight, bias=None, *, stride=1, padding=0, dila
     h, w = oh + kh - 1, ow + kw - 1
     ph, pw = geometry.padding
     dtype = x.dtype
-    pieces = threads.pieces(n, max(1, PIXELS // (oh * ow)))
+    pieces = threads.pieces(n, max(1, SIZE // (oh * w * kh * c + oh * ow * o)))
 
     kernels = weight.transpose(3, 2, 1, 0).reshape(kw * kh * c, o)
     images = channels_last(x)
