@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 
+from tinygrad_nnfs.kernels import threads
 from tinygrad_nnfs.registry import Index, Op, check_result
 from tinygrad_nnfs.tensor import Tensor
 
@@ -307,24 +308,36 @@ def check_gradient(op: Op[...], case: Case) -> None:
         _compare(name, forward, gradients, case.inputs, np.random.default_rng(0))
 
 
+def precisions(op: Op[...], case: Case) -> Iterator[tuple[Case, float]]:
+    """The case, and for ops with variants its float32 twin, each with the tolerance of its dtype."""
+    yield case, 1e-10
+    if op.variants:
+        yield _in_float32(case), 1e-4
+
+
+def _in_float32(case: Case) -> Case:
+    inputs = [x.astype(np.float32) if _is_floating(x) else x for x in case.inputs]
+    params = {k: np.float32 if k == "dtype" else v for k, v in case.params.items()}
+    return Case(tuple(inputs), params)
+
+
 def check_variants(op: Op[...], case: Case) -> None:
     """Each variant gives the reference's output and gradients."""
-    results = []
-    for name, function in implementations(op, case):
-        y, rules = _run(function, case)
-        results.append((name, [y, *_apply_rules(rules, _dy_for(y), case.inputs)]))
-    for name, arrays in results[1:]:
-        _same_results(f"{name} against {op.__name__}", results[0][1], arrays, 1e-10)
+    for case, tolerance in precisions(op, case):
+        results = []
+        for name, function in implementations(op, case):
+            y, rules = _run(function, case)
+            results.append((name, [y, *_apply_rules(rules, _dy_for(y), case.inputs)]))
+        for name, arrays in results[1:]:
+            _same_results(f"{name} against {op.__name__}", results[0][1], arrays, tolerance)
 
 
 def check_shape_and_dtype(op: Op[...], case: Case) -> None:
     """Gradients have their input's shape and dtype; float32 in, float32 out, and near float64's."""
     y64, rules = _run(op.reference, case)
     expected = [y64, *_apply_rules(rules, _dy_for(y64), case.inputs)]
-    low = [x.astype(np.float32) if _is_floating(x) else x for x in case.inputs]
-    low_case = Case(tuple(low), {k: v for k, v in case.params.items() if k != "dtype"})
-    if "dtype" in case.params:
-        low_case.params["dtype"] = np.float32
+    low_case = _in_float32(case)
+    low = low_case.inputs
     for name, function in implementations(op, low_case):
         y, rules = _run(function, low_case)
         if y64.dtype.kind == "f" and y.dtype != np.float32 and any(map(_is_floating, low)):
@@ -341,6 +354,11 @@ def check_shape_and_dtype(op: Op[...], case: Case) -> None:
 
 def check_nothing_mutated(op: Op[...], case: Case) -> None:
     """Neither inputs nor the upstream gradient are written to: they are read-only here."""
+    for case, _ in precisions(op, case):
+        _check_nothing_mutated(op, case)
+
+
+def _check_nothing_mutated(op: Op[...], case: Case) -> None:
     inputs = [x.copy() if isinstance(x, np.ndarray) else x for x in case.inputs]
     for name, function in implementations(op, case):
         for x in inputs:
@@ -384,14 +402,16 @@ def check_no_aliases(op: Op[...], case: Case) -> None:
 
 def check_memory_order(op: Op[...], case: Case) -> None:
     """Transposed, reversed and strided inputs and upstream gradients give the same results."""
-    y, rules = _run(op.reference, case)
-    expected = [y, *_apply_rules(rules, _dy_for(y), case.inputs)]
-    for order in (_transposed, _strided):
-        inputs = [order(x) if isinstance(x, np.ndarray) else x for x in case.inputs]
-        for name, function in implementations(op, case):
-            y, rules = _run(function, case, inputs)
-            found = [y, *_apply_rules(rules, order(_dy_for(y)), inputs)]
-            _same_results(f"{name} with inputs in another memory order", expected, found, 1e-10)
+    for case, tolerance in precisions(op, case):
+        y, rules = _run(op.reference, case)
+        expected = [y, *_apply_rules(rules, _dy_for(y), case.inputs)]
+        for order in (_transposed, _strided):
+            inputs = [order(x) if isinstance(x, np.ndarray) else x for x in case.inputs]
+            for name, function in implementations(op, Case(tuple(inputs), case.params)):
+                y, rules = _run(function, case, inputs)
+                found = [y, *_apply_rules(rules, order(_dy_for(y)), inputs)]
+                what = f"{name} with inputs in another memory order"
+                _same_results(what, expected, found, tolerance)
 
 
 def _transposed(x: Any) -> Any:
@@ -529,6 +549,8 @@ CHECKS: dict[str, Callable[[Op[...], Case], None]] = {
     "tape freed": check_tape_freed,
     "same tensor twice": check_same_tensor_twice,
 }
+# small cases, but cut into pieces as large ones are
+CHECKS = {name: threads.tiny_pieces()(check) for name, check in CHECKS.items()}
 
 
 def check_op(op: Op[...], *, cases: int = 25, seed: int = 0) -> int:

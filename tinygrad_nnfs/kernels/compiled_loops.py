@@ -1,4 +1,6 @@
-"""The functions of `loops`, compiled by numba: one pass over memory instead of several."""
+"""The functions of `loops`, and some more, compiled by numba: one pass over memory, not several."""
+
+import math
 
 import numba
 
@@ -35,6 +37,11 @@ def momentum_step(theta, velocity, gradient, lr, momentum, weight_decay):
         theta[i] -= velocity[i]
 
 
+@numba.njit(inline="always")
+def _beats(b, a):
+    return b > a or b != b  # a NaN is the largest of all
+
+
 @kernel
 def max_pool(x, y, winner):
     # several short loops: the compiler makes vector instructions of a loop only if there are few
@@ -47,13 +54,14 @@ def max_pool(x, y, winner):
                 c, d = x[image, 2 * i + 1, 2 * j], x[image, 2 * i + 1, 2 * j + 1]
                 largest, which = y[image, i, j], winner[image, i, j]
                 for l in range(channels):
-                    upper = b[l] if b[l] > a[l] else a[l]
-                    lower = d[l] if d[l] > c[l] else c[l]
-                    largest[l] = lower if lower > upper else upper
+                    upper = b[l] if _beats(b[l], a[l]) else a[l]
+                    lower = d[l] if _beats(d[l], c[l]) else c[l]
+                    largest[l] = lower if _beats(lower, upper) else upper
                 for l in range(channels):
-                    upper = b[l] if b[l] > a[l] else a[l]
-                    lower = d[l] if d[l] > c[l] else c[l]
-                    which[l] = (2 + (d[l] > c[l])) if lower > upper else (b[l] > a[l])
+                    right_above, right_below = _beats(b[l], a[l]), _beats(d[l], c[l])
+                    upper = b[l] if right_above else a[l]
+                    lower = d[l] if right_below else c[l]
+                    which[l] = 2 + right_below if _beats(lower, upper) else right_above
 
 
 @kernel
@@ -67,3 +75,31 @@ def max_pool_gradient(dy, winner, dx):
                     given, which = dy[image, i, j], winner[image, i, j]
                     for l in range(channels):
                         share[l] = given[l] if which[l] == k else 0
+
+
+@kernel
+def softmax_cross_entropy(logits, labels, smoothing, softmax, losses):
+    """The softmax of each row of (n, k), and its loss against the smoothed label."""
+    n, k = logits.shape
+    for i in range(n):
+        largest = logits[i].max()
+        total, mean = 0.0, 0.0
+        for j in range(k):
+            shifted = logits[i, j] - largest  # exp never overflows
+            mean += shifted / k
+            softmax[i, j] = math.exp(shifted)
+            total += softmax[i, j]
+        label = logits[i, labels[i]] - largest
+        losses[i] = math.log(total) - (1 - smoothing) * label - smoothing * mean
+        for j in range(k):
+            softmax[i, j] /= total
+
+
+@kernel
+def softmax_cross_entropy_gradient(softmax, labels, smoothing, dy, gradient):
+    """dy (softmax - target), row by row."""
+    n, k = softmax.shape
+    for i in range(n):
+        for j in range(k):
+            gradient[i, j] = dy[i] * (softmax[i, j] - smoothing / k)
+        gradient[i, labels[i]] -= dy[i] * (1 - smoothing)

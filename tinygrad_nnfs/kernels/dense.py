@@ -11,7 +11,8 @@ SIZE = 128  # rows or columns of a product that a piece computes
 
 
 def _is_large(x, weight, bias=None):
-    return x.ndim and weight.ndim == 2 and math.prod(x.shape[:-1]) * weight.size >= 2**24
+    # the products of a smaller one are quickly done, and BLAS's own threads start sooner
+    return x.ndim and weight.ndim == 2 and threads.is_large(math.prod(x.shape[:-1]) * weight.size // 64)
 
 
 @linear.on(np, when=_is_large)

@@ -1,7 +1,7 @@
-"""leaky_relu, dropout and 2x2 max-pooling of large arrays on numpy: in pieces that fit a cache.
+"""leaky_relu, dropout and 2x2 max-pooling on numpy: in one pass by numba, else in pieces.
 
 A pass of numpy over an array larger than the caches waits for memory. Cut into pieces, all passes
-but the first find their piece in the cache, and the pieces can go to several threads.
+but the first find their piece in the cache. Either way pieces of large arrays go to several threads.
 """
 
 import numpy as np
@@ -17,8 +17,15 @@ from tinygrad_nnfs.ops.pooling import max_pool2d
 SIZE = 2**18  # elements of a piece: 1 MiB in float32
 
 
-def _is_large(x, **_):
-    return threads.is_large(x.size)
+def _is_worth_it(x, **_):
+    return loops.numba_is_installed() or threads.is_large(x.size)
+
+
+def _for_each_piece(work, size):
+    if threads.is_large(size):
+        threads.run(work, threads.pieces(size, SIZE))
+    else:
+        work(slice(0, size))
 
 
 def _flat(array, like=None):
@@ -30,15 +37,15 @@ def _flat(array, like=None):
     return array.ravel(order="K")
 
 
-@leaky_relu.on(np, when=_is_large)
+@leaky_relu.on(np, when=_is_worth_it)
 def leaky_relu_in_pieces(xp, x, *, slope=0.01):
     y = memory.empty_like(x)
-    flat_x, flat_y = _flat(x), _flat(y)
+    flat_x, flat_y = _flat(x, like=y), _flat(y)
 
     def forward(piece):
         loops.best().leaky_relu(flat_x[piece], slope, flat_y[piece])
 
-    threads.run(forward, threads.pieces(x.size, SIZE))
+    _for_each_piece(forward, x.size)
     signed = y if slope >= 0 else x
 
     def dx(dy):
@@ -50,18 +57,18 @@ def leaky_relu_in_pieces(xp, x, *, slope=0.01):
                 flat_signed[piece], flat_dy[piece], slope, flat_dx[piece]
             )
 
-        threads.run(backward, threads.pieces(dy.size, SIZE))
+        _for_each_piece(backward, dy.size)
         return gradient
 
     return y, dx
 
 
-def _is_large_in_order_of_bits(x, *, p, key):
+def _lies_in_order_of_bits(x, *, p, key):
     in_order = x if x.ndim != 4 else x.transpose(0, 2, 3, 1)
-    return threads.is_large(x.size) and in_order.flags.c_contiguous
+    return _is_worth_it(x) and in_order.flags.c_contiguous
 
 
-@dropout.on(np, when=_is_large_in_order_of_bits)
+@dropout.on(np, when=_lies_in_order_of_bits)
 def dropout_in_pieces(xp, x, *, p, key):
     check_dropout(p)
     keep = memory.empty_like(x, dtype=bool)
@@ -77,7 +84,7 @@ def dropout_in_pieces(xp, x, *, p, key):
                 prepare(piece)
             loops.best().keep_scaled(flat_values[piece], flat_keep[piece], scale, flat_kept[piece])
 
-        threads.run(work, threads.pieces(values.size, SIZE))
+        _for_each_piece(work, values.size)
         return kept
 
     def draw(piece):
@@ -91,7 +98,7 @@ def _is_quarters(x, *, kernel_size, stride=None, padding=0):
     """Windows of 2x2 that cover large images, channels last, without overlap or rest."""
     return (
         x.ndim == 4
-        and threads.is_large(x.size)
+        and _is_worth_it(x)
         and x.transpose(0, 2, 3, 1).flags.c_contiguous
         and pair("kernel_size", kernel_size, 1) == (2, 2)
         and (stride is None or pair("stride", stride, 1) == (2, 2))
@@ -106,7 +113,7 @@ def max_pool2d_by_quarters(xp, x, *, kernel_size, stride=None, padding=0):
     n, h, w, c = images.shape
     y = memory.empty((n, h // 2, w // 2, c), x.dtype)
     winner = memory.empty(y.shape, np.int8)
-    pieces = threads.pieces(n, max(1, n * SIZE // x.size))
+    pieces = threads.pieces(n, max(1, n * SIZE // max(x.size, 1)))
 
     def forward(piece):
         loops.best().max_pool(images[piece], y[piece], winner[piece])

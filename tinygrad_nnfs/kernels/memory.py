@@ -50,6 +50,8 @@ def _forget() -> None:
 
 def empty_like(x: Any, dtype: Any = None) -> np.ndarray:
     """An array with any content, of x's shape and in its memory order."""
+    if x.nbytes < SMALLEST:
+        return np.empty_like(x, dtype)
     order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
     dense = empty(tuple(x.shape[axis] for axis in order), x.dtype if dtype is None else dtype)
     return dense.transpose(np.argsort(order))

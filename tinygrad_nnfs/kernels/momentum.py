@@ -1,16 +1,16 @@
-"""The update of SGD with momentum, for large parameters on numpy: in pieces."""
+"""The update of SGD with momentum on numpy: in one pass by numba, else in pieces that fit a cache."""
 
 import numpy as np
 
 from tinygrad_nnfs.kernels import loops, threads
 
-SIZE = 2**17  # elements of a piece
+SIZE = 2**16  # elements of a piece
 
 
 def applies(theta, gradient):
     return (
         type(theta) is type(gradient) is np.ndarray
-        and threads.is_large(theta.size)
+        and (loops.numba_is_installed() or theta.size > SIZE)
         and theta.flags.c_contiguous
         and gradient.flags.c_contiguous
     )
@@ -25,4 +25,7 @@ def step(theta, velocity, gradient, lr, momentum, weight_decay):
             theta[piece], velocity[piece], gradient[piece], lr, momentum, weight_decay
         )
 
-    threads.run(work, threads.pieces(theta.size, SIZE))
+    if threads.is_large(theta.size):
+        threads.run(work, threads.pieces(theta.size, SIZE))
+    else:
+        work(slice(None))

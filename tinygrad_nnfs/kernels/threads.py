@@ -52,13 +52,14 @@ def run(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
     pieces = list(pieces)
     helpers = min(num_threads(), len(pieces)) - 1
     left = iter(pieces)
+    job = [work]
 
     def take() -> None:
         for piece in left:  # one piece to one thread: next() of a list's iterator is atomic
-            work(piece)
+            job[0](piece)
 
     with single_threaded_blas():
-        if not helpers or _blas() is None:
+        if helpers < 1 or _blas() is None:
             take()
             return
         futures = [_pool().submit(take) for _ in range(helpers)]
@@ -69,19 +70,34 @@ def run(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
                 # one that has not begun has nothing to do: all pieces are taken
                 if not future.cancel():
                     future.result()
-
-
-def pieces(length: int, size: int) -> list[slice]:
-    """0..length in slices of `size`, the last one perhaps shorter."""
-    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
+            job.clear()  # the pool forgets `take` in its own time: what `work` holds dies now
 
 
 LARGE = 2**18  # elements: below this, handing work to another thread takes longer than the work
 
+_shift = 0  # see tiny_pieces
+
 
 def is_large(size: int) -> bool:
     """Is an op on so many elements worth cutting up?"""
-    return size >= LARGE
+    return size >= LARGE >> _shift
+
+
+def pieces(length: int, size: int) -> list[slice]:
+    """0..length in slices of `size`, the last one perhaps shorter."""
+    size = max(1, size >> _shift)
+    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
+
+
+@contextlib.contextmanager
+def tiny_pieces() -> Iterator[None]:
+    """For tests: from 16 elements on arrays are large, and are cut up like large ones."""
+    global _shift
+    before, _shift = _shift, 14
+    try:
+        yield
+    finally:
+        _shift = before
 
 
 @functools.cache

@@ -119,5 +119,7 @@ def conv2d_winograd(xp, x, weight, bias=None, *, stride=1, padding=0, dilation=1
 def _transform_kernels(weight):
     """U = G g G^T: (a, b, 3, 3) -> (36, a, b)."""
     a, b = weight.shape[:2]
+    u = memory.empty((36, a, b), np.float32)
     with threads.single_threaded_blas():
-        return np.matmul(_GG, weight.reshape(a * b, 9).T).reshape(36, a, b)
+        np.matmul(_GG, weight.reshape(a * b, 9).T, out=u.reshape(36, a * b))
+    return u

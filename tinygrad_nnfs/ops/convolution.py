@@ -213,9 +213,8 @@ def conv2d_naive(
     return y, dx, dweight, None if bias is None else dbias
 
 
-@conv2d.samples
 @conv2d_naive.samples
-def _(draw):
+def _small_cases(draw):
     n = draw.integer(0, 2)
     c, o, kh, kw = draw.sizes(4, largest=3)
     h, w = kh + draw.integer(0, 3), kw + draw.integer(0, 3)
@@ -228,3 +227,11 @@ def _(draw):
     wide = draw.normal(n, g * c, 2 * h, 2 * w)
     weight, bias = draw.normal(g * o, c, kh, kw), draw.normal(g * o)
     yield draw.case(wide, weight, bias, dilation=dilation, groups=g)
+
+
+@conv2d.samples
+def _(draw):
+    yield from _small_cases(draw)
+    # as many channels as the kernels for networks ask for
+    x = draw.normal(draw.integer(0, 2), 16, draw.integer(3, 8), draw.integer(3, 8))
+    yield draw.case(x, draw.normal(16, 16, 3, 3), draw.normal(16), padding=draw.integer(0, 2))

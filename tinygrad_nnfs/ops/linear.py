@@ -83,6 +83,8 @@ def _(draw):
     yield draw.case(draw.normal(n, i), weight, draw.normal(o))
     yield draw.case(draw.normal(draw.integer(0, 2), n, i), weight)
     yield draw.case(draw.normal(i), weight, draw.normal(o))
+    large = draw.normal(draw.integer(9, 12), 16)  # such as kernels cut into pieces
+    yield draw.case(draw.normal(8, 16), large, draw.normal(len(large)))
 
 
 @op

@@ -3,7 +3,7 @@
 from tinygrad_nnfs.registry import Float, Index, op
 
 
-def _reduce(reduction, losses):
+def reduce_losses(reduction, losses):
     """The reduced losses, and the function that spreads dy over them again."""
     if reduction == "none":
         return losses, lambda dy: dy
@@ -17,15 +17,7 @@ def _reduce(reduction, losses):
     return losses.mean(), lambda dy: dy / n
 
 
-@op
-def softmax_cross_entropy(
-    xp, logits: Float, labels: Index, *, label_smoothing=0.0, reduction="mean"
-):
-    """The negative log-likelihood of `labels` under softmax(logits): (n, k), (n,) -> () or (n,).
-
-    `labels` are class indices 0..k-1 of any integer dtype. With `label_smoothing` s the target is
-    1 - s on the label plus s / k on every class (Szegedy et al., 2016, section 7).
-    """
+def check_labels(logits, labels, label_smoothing):
     if labels.ndim == 2 and labels.shape == logits.shape:
         raise ValueError("labels look one-hot: they must be class indices, labels.argmax(axis=1)")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
@@ -45,13 +37,25 @@ def softmax_cross_entropy(
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
 
+
+@op
+def softmax_cross_entropy(
+    xp, logits: Float, labels: Index, *, label_smoothing=0.0, reduction="mean"
+):
+    """The negative log-likelihood of `labels` under softmax(logits): (n, k), (n,) -> () or (n,).
+
+    `labels` are class indices 0..k-1 of any integer dtype. With `label_smoothing` s the target is
+    1 - s on the label plus s / k on every class (Szegedy et al., 2016, section 7).
+    """
+    check_labels(logits, labels, label_smoothing)
+    n, k = logits.shape
     shifted = logits - logits.max(axis=1, keepdims=True)  # exp never overflows
     exponentials = xp.exp(shifted)
     total = exponentials.sum(axis=1, keepdims=True)
     losses = xp.log(total[:, 0]) - (1 - label_smoothing) * shifted[xp.arange(n), labels]
     if label_smoothing:
         losses -= label_smoothing * shifted.mean(axis=1)
-    loss, spread = _reduce(reduction, losses)
+    loss, spread = reduce_losses(reduction, losses)
 
     def dlogits(dy):
         # softmax - target: the softmax's Jacobian and the log's derivative cancel to this
@@ -81,7 +85,7 @@ def mse_loss(xp, prediction: Float, target: Float, *, reduction="mean"):
     """The squared error (prediction - target)^2: two tensors of one shape -> () or that shape."""
     if getattr(prediction, "shape", None) != getattr(target, "shape", None):
         raise ValueError("prediction and target must have one shape")
-    loss, spread = _reduce(reduction, (prediction - target) ** 2)
+    loss, spread = reduce_losses(reduction, (prediction - target) ** 2)
 
     def dprediction(dy):
         return 2 * spread(dy) * (prediction - target)
