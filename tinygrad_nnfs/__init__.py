@@ -3,7 +3,9 @@
 from tinygrad_nnfs import data, nn, ops, optim
 from tinygrad_nnfs import kernels as kernels
 from tinygrad_nnfs.backend import manual_seed
-from tinygrad_nnfs.registry import OPS, Float, Index, Number, op
+from tinygrad_nnfs.kernels.threads import num_threads, set_num_threads
+from tinygrad_nnfs.profiling import profile
+from tinygrad_nnfs.registry import OPS, Float, Index, Number, op, reference_kernels
 from tinygrad_nnfs.tensor import Parameter, Tensor, no_grad
 
 __all__ = [
@@ -17,8 +19,12 @@ __all__ = [
     "manual_seed",
     "nn",
     "no_grad",
+    "num_threads",
     "op",
     "ops",
     "optim",
+    "profile",
+    "reference_kernels",
+    "set_num_threads",
 ]
 __version__ = "0.1.0"

@@ -7,7 +7,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinygrad_nnfs import backend, ops
-from tinygrad_nnfs.ops.convolution import pair
+from tinygrad_nnfs.ops.convolution import check_precision, pair
 from tinygrad_nnfs.tensor import Parameter, Tensor, unwrap
 
 
@@ -247,7 +247,9 @@ class Conv2d(Module):
         dilation: int | tuple[int, int] = 1,
         groups: int = 1,
         bias: bool = True,
+        precision: str = "fast",
     ) -> None:
+        check_precision(precision)
         if groups < 1 or inputs % groups:
             raise ValueError(f"Conv2d: {inputs} input channels do not divide into {groups} groups")
         self.weight = he_normal((outputs, inputs // groups, *pair("kernel_size", kernel_size, 1)))
@@ -256,6 +258,7 @@ class Conv2d(Module):
         self.padding = pair("padding", padding, 0)
         self.dilation = pair("dilation", dilation, 1)
         self.groups = groups
+        self.precision = precision
 
     def forward(self, x: Any) -> Tensor:
         return ops.conv2d(
@@ -266,11 +269,12 @@ class Conv2d(Module):
             padding=self.padding,
             dilation=self.dilation,
             groups=self.groups,
+            precision=self.precision,
         )
 
     def describe(self) -> str:
         outputs, inputs, *kernel = self.weight.shape
-        names = ("stride", "padding", "dilation", "groups")
+        names = ("stride", "padding", "dilation", "groups", "precision")
         options = ", ".join(f"{name}={getattr(self, name)}" for name in names)
         sizes = f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}"
         return f"{sizes}, {options}, bias={self.bias is not None}"

@@ -4,9 +4,12 @@
 one dtype, runs the function, or a faster variant of it, and records its rules on the tape.
 """
 
+import contextlib
 import functools
 import inspect
-from collections.abc import Callable, Sequence
+import os
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
 from typing import Annotated, Any, Concatenate, ParamSpec, Protocol, cast, overload
 
@@ -26,6 +29,33 @@ Number = Annotated[Any, "computed in the dtype it has, or the floating dtype of 
 Index = Annotated[Any, "taken as it is, never differentiated: class labels, indices, conditions"]
 
 
+class _KernelMode(threading.local):
+    """Each thread uses the variants of ops, or not, on its own."""
+
+    enabled = os.environ.get("NNFS_REFERENCE", "0") in ("", "0")
+
+
+kernel_mode = _KernelMode()
+
+
+@contextlib.contextmanager
+def reference_kernels() -> Iterator[None]:
+    """Run the ops themselves in this thread, none of their faster variants.
+
+    As a `with` block or as a decorator. The environment's NNFS_REFERENCE=1 does it for a whole
+    process.
+    """
+    before, kernel_mode.enabled = kernel_mode.enabled, False
+    try:
+        yield
+    finally:
+        kernel_mode.enabled = before
+
+
+# Runs the functions of all ops, in all threads, in place of a plain call: see profiling.py.
+observer: Callable[..., Any] | None = None
+
+
 class Op(Protocol[P]):
     """What `@op` makes of a function: called with Tensors; the rest is for tests and kernels."""
 
@@ -35,6 +65,7 @@ class Op(Protocol[P]):
     kinds: tuple[Any, ...]  # Float, Number or Index, for each positional input
     sampler: Callable[..., Any] | None
     saves: float
+    flops: Callable[..., int] | None
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> Tensor: ...
     def samples(self, sampler: Callable[..., Any], /) -> Callable[..., Any]: ...
@@ -50,12 +81,22 @@ OPS: dict[str, Op[...]] = {}
 def op(function: Callable[Concatenate[Any, P], Any], /) -> Op[P]: ...
 @overload
 def op(
-    *, method: str | None = None, spread: bool = False, saves: float = 1.0
+    *,
+    method: str | None = None,
+    spread: bool = False,
+    saves: float = 1.0,
+    flops: Callable[..., int] | None = None,
 ) -> Callable[[Callable[Concatenate[Any, P], Any]], Op[P]]: ...
 
 
 def op(
-    function: Any = None, /, *, method: str | None = None, spread: bool = False, saves: float = 1.0
+    function: Any = None,
+    /,
+    *,
+    method: str | None = None,
+    spread: bool = False,
+    saves: float = 1.0,
+    flops: Callable[..., int] | None = None,
 ) -> Any:
     """Lift `function(xp, *arrays, **params) -> (output, rule, ...)` to Tensors and enter it in OPS.
 
@@ -70,13 +111,15 @@ def op(
         spread: the method takes the one option's elements one by one, too: `x.reshape(2, 3)`.
         saves: how many times the bytes of inputs plus output the rules may keep alive; checked by
             `checking.check_op`.
+        flops: the floating-point operations of the forward, `flops(output, *arrays, **params)`, of
+            an op that is worth counting; a gradient by an input that is no vector takes as many.
 
     The lifted op has `.samples`, a decorator for the generator of its test cases (see
     `checking.Draw`), and `.on(xp, when=...)`, which registers a faster variant for one backend,
     used where `when(*arrays, **params)` holds. Of several that apply the last registered is used.
     """
     if function is None:
-        return functools.partial(op, method=method, spread=spread, saves=saves)
+        return functools.partial(op, method=method, spread=spread, saves=saves, flops=flops)
 
     name = function.__name__
     signature, kinds, variadic = _read_signature(function)
@@ -95,12 +138,15 @@ def op(
         run = function
         try:
             xp, arrays = _operands(kind_of * len(inputs) if variadic else kind_of, inputs)
-            if variants:
+            if variants and kernel_mode.enabled:
                 for when, variant in variants.get(xp, ()):
                     if when(*arrays, **params):
                         run = variant
                         break
-            result = run(xp, *arrays, **params)
+            if observer is None:
+                result = run(xp, *arrays, **params)
+            else:
+                result = observer(lifted, run, xp, arrays, params)
         except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
             # one of the three that callers expect: numpy's own subclasses want other arguments
             expected = next(
@@ -145,7 +191,7 @@ def op(
     lifted: Any = apply
     lifted.__signature__ = signature  # help(op) shows what callers pass: no xp
     lifted.reference, lifted.variants, lifted.saves = function, variants, saves
-    lifted.kinds = kind_of
+    lifted.kinds, lifted.flops = kind_of, flops
     lifted.sampler, lifted.samples, lifted.on = None, samples, on
     OPS[name] = lifted
     if method is not None:

@@ -53,15 +53,15 @@ def max_pool(x, y, winner):
                 a, b = x[image, 2 * i, 2 * j], x[image, 2 * i, 2 * j + 1]
                 c, d = x[image, 2 * i + 1, 2 * j], x[image, 2 * i + 1, 2 * j + 1]
                 largest, which = y[image, i, j], winner[image, i, j]
-                for l in range(channels):
-                    upper = b[l] if _beats(b[l], a[l]) else a[l]
-                    lower = d[l] if _beats(d[l], c[l]) else c[l]
-                    largest[l] = lower if _beats(lower, upper) else upper
-                for l in range(channels):
-                    right_above, right_below = _beats(b[l], a[l]), _beats(d[l], c[l])
-                    upper = b[l] if right_above else a[l]
-                    lower = d[l] if right_below else c[l]
-                    which[l] = 2 + right_below if _beats(lower, upper) else right_above
+                for lane in range(channels):
+                    upper = b[lane] if _beats(b[lane], a[lane]) else a[lane]
+                    lower = d[lane] if _beats(d[lane], c[lane]) else c[lane]
+                    largest[lane] = lower if _beats(lower, upper) else upper
+                for lane in range(channels):
+                    right_above, right_below = _beats(b[lane], a[lane]), _beats(d[lane], c[lane])
+                    upper = b[lane] if right_above else a[lane]
+                    lower = d[lane] if right_below else c[lane]
+                    which[lane] = 2 + right_below if _beats(lower, upper) else right_above
 
 
 @kernel
@@ -73,8 +73,8 @@ def max_pool_gradient(dy, winner, dx):
                 for k in range(4):
                     share = dx[image, 2 * i + k // 2, 2 * j + k % 2]
                     given, which = dy[image, i, j], winner[image, i, j]
-                    for l in range(channels):
-                        share[l] = given[l] if which[l] == k else 0
+                    for lane in range(channels):
+                        share[lane] = given[lane] if which[lane] == k else 0
 
 
 @kernel

@@ -12,7 +12,11 @@ SIZE = 128  # rows or columns of a product that a piece computes
 
 def _is_large(x, weight, bias=None):
     # the products of a smaller one are quickly done, and BLAS's own threads start sooner
-    return x.ndim and weight.ndim == 2 and threads.is_large(math.prod(x.shape[:-1]) * weight.size // 64)
+    return (
+        x.ndim
+        and weight.ndim == 2
+        and threads.is_large(math.prod(x.shape[:-1]) * weight.size // 64)
+    )
 
 
 @linear.on(np, when=_is_large)

@@ -11,9 +11,7 @@ def _applies(logits, labels, **_):
 
 
 @softmax_cross_entropy.on(np, when=_applies)
-def softmax_cross_entropy_compiled(
-    xp, logits, labels, *, label_smoothing=0.0, reduction="mean"
-):
+def softmax_cross_entropy_compiled(xp, logits, labels, *, label_smoothing=0.0, reduction="mean"):
     check_labels(logits, labels, label_smoothing)
     compiled = loops.best()
     softmax, losses = np.empty_like(logits), np.empty(len(logits), logits.dtype)

@@ -1,22 +1,28 @@
-"""The update of SGD with momentum on numpy: in one pass by numba, else in pieces that fit a cache."""
+"""The update of SGD with momentum on numpy: one pass by numba, or pieces that fit a cache."""
+
+from typing import Any
 
 import numpy as np
 
 from tinygrad_nnfs.kernels import loops, threads
+from tinygrad_nnfs.registry import kernel_mode
 
 SIZE = 2**16  # elements of a piece
 
 
-def applies(theta, gradient):
+def applies(theta: Any, gradient: Any) -> bool:
     return (
-        type(theta) is type(gradient) is np.ndarray
+        kernel_mode.enabled
+        and type(theta) is type(gradient) is np.ndarray
         and (loops.numba_is_installed() or theta.size > SIZE)
         and theta.flags.c_contiguous
         and gradient.flags.c_contiguous
     )
 
 
-def step(theta, velocity, gradient, lr, momentum, weight_decay):
+def step(
+    theta: Any, velocity: Any, gradient: Any, lr: float, momentum: float, weight_decay: float
+) -> None:
     """v = momentum v + lr (g + weight_decay theta), then theta = theta - v: both in place."""
     theta, velocity, gradient = theta.reshape(-1), velocity.reshape(-1), gradient.reshape(-1)
 

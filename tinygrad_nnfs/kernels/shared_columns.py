@@ -17,7 +17,7 @@ import numpy as np
 from numpy.lib.stride_tricks import as_strided
 
 from tinygrad_nnfs.kernels import memory, threads
-from tinygrad_nnfs.ops.convolution import Geometry, conv2d, pair
+from tinygrad_nnfs.ops.convolution import Geometry, check_precision, conv2d, pair
 
 SIZE = 2**18  # elements that a piece of work reads and writes, in whole images
 
@@ -28,8 +28,7 @@ def is_plain(x, weight, *, stride, dilation, groups):
     return plain and x.ndim == weight.ndim == 4 and x.size > 0 and weight.size > 0
 
 
-def _applies(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
-    del bias, padding
+def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, **_):
     return is_plain(x, weight, stride=stride, dilation=dilation, groups=groups)
 
 
@@ -81,7 +80,10 @@ def _by_position(y):
 
 
 @conv2d.on(np, when=_applies)
-def conv2d_shared_columns(xp, x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+def conv2d_shared_columns(
+    xp, x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, precision="fast"
+):
+    check_precision(precision)
     geometry = Geometry(x, weight, bias, stride, padding, dilation, groups)
     n = len(x)
     o, c, kh, kw = weight.shape

@@ -37,10 +37,10 @@ _G = np.array(
 _GG = np.kron(_G, _G).astype(np.float32)  # (36, 9): G g G^T of a kernel as one product
 
 
-def _applies(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
-    del bias, padding
+def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, precision="fast", **_):
     return (
-        x.dtype == np.float32
+        precision == "fast"
+        and x.dtype == np.float32
         and is_plain(x, weight, stride=stride, dilation=dilation, groups=groups)
         and weight.shape[2:] == (3, 3)
         and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
@@ -49,7 +49,9 @@ def _applies(x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1)
 
 
 @conv2d.on(np, when=_applies)
-def conv2d_winograd(xp, x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1):
+def conv2d_winograd(
+    xp, x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, precision="fast"
+):
     from tinygrad_nnfs.kernels import winograd_transforms as transforms  # numba: only when used
 
     geometry = Geometry(x, weight, bias, stride, padding, dilation, groups)

@@ -62,24 +62,24 @@ def _a(y0, y1, y2, y3):
 
 @inline
 def _copy(source, target):
-    for l in range(LANES):
-        target[l] = source[l]
+    for lane in range(LANES):
+        target[lane] = source[lane]
 
 
 @inline
 def _six(f, source, s, target, t):
     """Six numbers at distances s in `source` to six at distances t in `target`, by f."""
-    for l in range(LANES):
+    for lane in range(LANES):
         q0, q1, q2, q3, q4, q5 = f(
-            source[l],
-            source[s + l],
-            source[2 * s + l],
-            source[3 * s + l],
-            source[4 * s + l],
-            source[5 * s + l],
+            source[lane],
+            source[s + lane],
+            source[2 * s + lane],
+            source[3 * s + lane],
+            source[4 * s + lane],
+            source[5 * s + lane],
         )
-        target[l], target[t + l], target[2 * t + l] = q0, q1, q2
-        target[3 * t + l], target[4 * t + l], target[5 * t + l] = q3, q4, q5
+        target[lane], target[t + lane], target[2 * t + lane] = q0, q1, q2
+        target[3 * t + lane], target[4 * t + lane], target[5 * t + lane] = q3, q4, q5
 
 
 @inline
@@ -145,16 +145,16 @@ def transform_input_adjoint(v, shape, padding, dx):
                         for k in range(6):
                             _six(_b, tile[6 * k * LANES :], LANES, part, LANES)
                             target = half[k * LINE + 4 * t * LANES :]
-                            for l in range(6 * LANES):
-                                target[l] += part[l]
+                            for lane in range(6 * LANES):
+                                target[lane] += part[lane]
                     for j in range(4 * tiles + 2):
                         _six(_b, half[j * LANES :], LINE, column, LANES)
                         for k in range(6):
                             at = _at_pixel(shape, image, 4 * i + k - ph, 4 * first + j - pw)
                             if at >= 0:
                                 target, source = dx[at + b :], column[k * LANES :]
-                                for l in range(LANES):
-                                    target[l] += source[l]
+                                for lane in range(LANES):
+                                    target[lane] += source[lane]
 
 
 @kernel
@@ -177,30 +177,33 @@ def transform_output(m, bias, y, shape):
                     _copy(bias[b:], shift)
                     for k in range(6):
                         s, h = tile[k * LANES :], half[k * LANES :]
-                        for l in range(LANES):
+                        for lane in range(LANES):
                             y0, y1, y2, y3 = _at(
-                                s[l],
-                                s[6 * LANES + l],
-                                s[12 * LANES + l],
-                                s[18 * LANES + l],
-                                s[24 * LANES + l],
-                                s[30 * LANES + l],
+                                s[lane],
+                                s[6 * LANES + lane],
+                                s[12 * LANES + lane],
+                                s[18 * LANES + lane],
+                                s[24 * LANES + lane],
+                                s[30 * LANES + lane],
                             )
-                            h[l], h[6 * LANES + l] = y0, y1
-                            h[12 * LANES + l], h[18 * LANES + l] = y2, y3
+                            h[lane], h[6 * LANES + lane] = y0, y1
+                            h[12 * LANES + lane], h[18 * LANES + lane] = y2, y3
                     for k in range(4):
                         h, o = half[6 * k * LANES :], outputs[4 * k * LANES :]
-                        for l in range(LANES):
+                        for lane in range(LANES):
                             y0, y1, y2, y3 = _at(
-                                h[l],
-                                h[LANES + l],
-                                h[2 * LANES + l],
-                                h[3 * LANES + l],
-                                h[4 * LANES + l],
-                                h[5 * LANES + l],
+                                h[lane],
+                                h[LANES + lane],
+                                h[2 * LANES + lane],
+                                h[3 * LANES + lane],
+                                h[4 * LANES + lane],
+                                h[5 * LANES + lane],
                             )
-                            o[l], o[LANES + l] = y0 + shift[l], y1 + shift[l]
-                            o[2 * LANES + l], o[3 * LANES + l] = y2 + shift[l], y3 + shift[l]
+                            o[lane], o[LANES + lane] = y0 + shift[lane], y1 + shift[lane]
+                            o[2 * LANES + lane], o[3 * LANES + lane] = (
+                                y2 + shift[lane],
+                                y3 + shift[lane],
+                            )
                     for p in range(16):
                         at = _at_pixel(shape, image, 4 * i + p // 4, 4 * t + p % 4)
                         if at >= 0:
@@ -226,20 +229,31 @@ def transform_output_adjoint(dy, shape, m):
                         _copy(dy[at + b :] if at >= 0 else zeros, outputs[p * LANES :])
                     for k in range(4):
                         o, h = outputs[4 * k * LANES :], half[6 * k * LANES :]
-                        for l in range(LANES):
+                        for lane in range(LANES):
                             q0, q1, q2, q3, q4, q5 = _a(
-                                o[l], o[LANES + l], o[2 * LANES + l], o[3 * LANES + l]
+                                o[lane], o[LANES + lane], o[2 * LANES + lane], o[3 * LANES + lane]
                             )
-                            h[l], h[LANES + l], h[2 * LANES + l] = q0, q1, q2
-                            h[3 * LANES + l], h[4 * LANES + l], h[5 * LANES + l] = q3, q4, q5
+                            h[lane], h[LANES + lane], h[2 * LANES + lane] = q0, q1, q2
+                            h[3 * LANES + lane], h[4 * LANES + lane], h[5 * LANES + lane] = (
+                                q3,
+                                q4,
+                                q5,
+                            )
                     for k in range(6):
                         h, s = half[k * LANES :], tile[k * LANES :]
-                        for l in range(LANES):
+                        for lane in range(LANES):
                             q0, q1, q2, q3, q4, q5 = _a(
-                                h[l], h[6 * LANES + l], h[12 * LANES + l], h[18 * LANES + l]
+                                h[lane],
+                                h[6 * LANES + lane],
+                                h[12 * LANES + lane],
+                                h[18 * LANES + lane],
                             )
-                            s[l], s[6 * LANES + l], s[12 * LANES + l] = q0, q1, q2
-                            s[18 * LANES + l], s[24 * LANES + l], s[30 * LANES + l] = q3, q4, q5
+                            s[lane], s[6 * LANES + lane], s[12 * LANES + lane] = q0, q1, q2
+                            s[18 * LANES + lane], s[24 * LANES + lane], s[30 * LANES + lane] = (
+                                q3,
+                                q4,
+                                q5,
+                            )
                     at = ((image * th + i) * tw + t) * channels + b
                     for p in range(36):
                         _copy(tile[p * LANES :], m[p * plane + at :])

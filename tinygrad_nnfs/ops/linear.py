@@ -5,7 +5,7 @@ import math
 from tinygrad_nnfs.registry import Float, Index, Number, op, unbroadcast
 
 
-@op(method="__matmul__")
+@op(method="__matmul__", flops=lambda y, a, b: 2 * y.size * a.shape[-1])
 def matmul(xp, a: Number, b: Number):
     """The matrix product: (..., n, i) @ (..., i, o) -> (..., n, o); vectors as in numpy."""
     if not (a.ndim and b.ndim) or a.shape[-1] != b.shape[-2 if b.ndim > 1 else -1]:
@@ -55,7 +55,7 @@ def check_linear(x, weight, bias):
         raise ValueError(f"bias must be ({weight.shape[0]},), one number for each output")
 
 
-@op
+@op(flops=lambda y, x, weight, *_: 2 * y.size * x.shape[-1])
 def linear(xp, x: Float, weight: Float, bias: Float = None):
     """x weight^T + bias: (..., i), (o, i), (o) -> (..., o)."""
     check_linear(x, weight, bias)

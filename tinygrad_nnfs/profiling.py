@@ -1,0 +1,128 @@
+"""Where does the time go? Time, calls, bytes and GFLOP/s of every op, forward and backward."""
+
+import functools
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from types import ModuleType
+from typing import Any
+
+from tinygrad_nnfs import registry
+from tinygrad_nnfs.registry import Op
+
+
+@dataclass
+class Row:
+    """What one implementation of an op did. Times in seconds, counted from call to return."""
+
+    op: str
+    variant: str  # the function that ran: the op itself or a faster variant of it
+    calls: int = 0
+    forward: float = 0.0
+    backward: float = 0.0
+    bytes: int = 0  # of the inputs and outputs of the forward calls
+    forward_flops: int = 0  # of the op as it is defined, even where a variant computes less
+    backward_flops: int = 0
+
+
+class profile:  # noqa: N801, used like a function
+    """Measure the ops that run inside, in all threads:
+
+        with profile() as p:
+            loss = softmax_cross_entropy(network(images), labels)
+            loss.backward()
+        print(p)
+
+    `p.rows` has the figures, the longest first. A backward counts, whenever it runs, if its forward
+    ran inside. Profiles do not nest.
+    """
+
+    def __init__(self) -> None:
+        self._rows: dict[tuple[str, str], Row] = {}
+        self._lock = threading.Lock()
+        self.elapsed = 0.0
+
+    def __enter__(self) -> "profile":
+        if registry.observer is not None:
+            raise RuntimeError("profile: another profile is running")
+        registry.observer = self._observe
+        self._start = time.perf_counter()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.elapsed = time.perf_counter() - self._start
+        registry.observer = None
+
+    @property
+    def rows(self) -> list[Row]:
+        return sorted(self._rows.values(), key=lambda row: -(row.forward + row.backward))
+
+    def as_dicts(self) -> list[dict[str, Any]]:
+        """The rows for a JSON file."""
+        return [asdict(row) for row in self.rows]
+
+    def _observe(
+        self,
+        op: Op[...],
+        run: Callable[..., Any],
+        xp: ModuleType,
+        arrays: Sequence[Any],
+        params: dict[str, Any],
+    ) -> Any:
+        start = time.perf_counter()
+        result = run(xp, *arrays, **params)
+        elapsed = time.perf_counter() - start
+        if not isinstance(result, tuple):
+            return result  # the caller says what is wrong with it
+        output, *rules = result
+        flops = op.flops(output, *arrays, **params) if op.flops else 0
+        sizes = [getattr(array, "nbytes", 0) for array in (*arrays, output)]
+        with self._lock:
+            key = op.__name__, run.__name__
+            row = self._rows.setdefault(key, Row(*key))
+            row.calls += 1
+            row.forward += elapsed
+            row.bytes += sum(sizes)
+            row.forward_flops += flops
+        timed = [
+            rule and functools.partial(self._apply, rule, row, flops * (getattr(x, "ndim", 0) > 1))
+            for rule, x in zip(rules, arrays, strict=False)
+        ]
+        return (output, *timed, *rules[len(timed) :])
+
+    def _apply(self, rule: Callable[[Any], Any], row: Row, flops: int, dy: Any) -> Any:
+        start = time.perf_counter()
+        dx = rule(dy)
+        elapsed = time.perf_counter() - start
+        with self._lock:
+            row.backward += elapsed
+            row.backward_flops += flops
+        return dx
+
+    def __str__(self) -> str:
+        lines = [
+            f"{'op':24}{'variant':32}{'calls':>6}{'MB':>9}"
+            f"{'forward ms':>12}{'GFLOP/s':>9}{'backward ms':>13}{'GFLOP/s':>9}"
+        ]
+        rows = self.rows
+        for row in rows:
+            variant = "" if row.variant == row.op else row.variant
+            lines.append(
+                f"{row.op:24}{variant:32}{row.calls:6}{row.bytes / 1e6:9.2f}"
+                f"{1e3 * row.forward:12.3f}{_rate(row.forward_flops, row.forward):>9}"
+                f"{1e3 * row.backward:13.3f}{_rate(row.backward_flops, row.backward):>9}"
+            )
+        calls, size = sum(r.calls for r in rows), sum(r.bytes for r in rows) / 1e6
+        forward, backward = sum(r.forward for r in rows), sum(r.backward for r in rows)
+        lines.append(
+            f"{'all ops':56}{calls:6}{size:9.2f}{1e3 * forward:12.3f}{'':9}{1e3 * backward:13.3f}"
+        )
+        outside = self.elapsed - forward - backward
+        if outside > 0:
+            lines.append(f"{'outside of ops':71}{1e3 * outside:12.3f}")
+        return "\n".join(lines)
+
+
+def _rate(flops: int, seconds: float) -> str:
+    return f"{flops / seconds / 1e9:.1f}" if flops and seconds else ""
