@@ -309,7 +309,7 @@ def check_gradient(op: Op[...], case: Case) -> None:
 
 
 def precisions(op: Op[...], case: Case) -> Iterator[tuple[Case, float]]:
-    """The case, and for ops with variants its float32 twin, each with the tolerance of its dtype."""
+    """The case, and for ops with variants its float32 twin, with the tolerance of the dtype."""
     yield case, 1e-10
     if op.variants:
         yield _in_float32(case), 1e-4
@@ -323,11 +323,11 @@ def _in_float32(case: Case) -> Case:
 
 def check_variants(op: Op[...], case: Case) -> None:
     """Each variant gives the reference's output and gradients."""
-    for case, tolerance in precisions(op, case):
+    for twin, tolerance in precisions(op, case):
         results = []
-        for name, function in implementations(op, case):
-            y, rules = _run(function, case)
-            results.append((name, [y, *_apply_rules(rules, _dy_for(y), case.inputs)]))
+        for name, function in implementations(op, twin):
+            y, rules = _run(function, twin)
+            results.append((name, [y, *_apply_rules(rules, _dy_for(y), twin.inputs)]))
         for name, arrays in results[1:]:
             _same_results(f"{name} against {op.__name__}", results[0][1], arrays, tolerance)
 
@@ -354,8 +354,8 @@ def check_shape_and_dtype(op: Op[...], case: Case) -> None:
 
 def check_nothing_mutated(op: Op[...], case: Case) -> None:
     """Neither inputs nor the upstream gradient are written to: they are read-only here."""
-    for case, _ in precisions(op, case):
-        _check_nothing_mutated(op, case)
+    for twin, _ in precisions(op, case):
+        _check_nothing_mutated(op, twin)
 
 
 def _check_nothing_mutated(op: Op[...], case: Case) -> None:
@@ -402,13 +402,13 @@ def check_no_aliases(op: Op[...], case: Case) -> None:
 
 def check_memory_order(op: Op[...], case: Case) -> None:
     """Transposed, reversed and strided inputs and upstream gradients give the same results."""
-    for case, tolerance in precisions(op, case):
-        y, rules = _run(op.reference, case)
-        expected = [y, *_apply_rules(rules, _dy_for(y), case.inputs)]
+    for twin, tolerance in precisions(op, case):
+        y, rules = _run(op.reference, twin)
+        expected = [y, *_apply_rules(rules, _dy_for(y), twin.inputs)]
         for order in (_transposed, _strided):
-            inputs = [order(x) if isinstance(x, np.ndarray) else x for x in case.inputs]
-            for name, function in implementations(op, Case(tuple(inputs), case.params)):
-                y, rules = _run(function, case, inputs)
+            inputs = [order(x) if isinstance(x, np.ndarray) else x for x in twin.inputs]
+            for name, function in implementations(op, Case(tuple(inputs), twin.params)):
+                y, rules = _run(function, twin, inputs)
                 found = [y, *_apply_rules(rules, order(_dy_for(y)), inputs)]
                 what = f"{name} with inputs in another memory order"
                 _same_results(what, expected, found, tolerance)

@@ -192,8 +192,9 @@ class Sequential(Module):
         return Sequential(*layers) if isinstance(i, slice) else layers
 
     def forward(self, x: Any) -> Tensor:
-        for layer in self:
-            x = layer(x)
+        for layer in vars(self).values():
+            if isinstance(layer, Module):  # the others are settings, such as `training`
+                x = layer(x)
         return x  # type: ignore[no-any-return]
 
 

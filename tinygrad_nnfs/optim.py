@@ -161,16 +161,16 @@ class SGD(Optimizer):
     def update(
         self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
-        lr, momentum = group["lr"], group["momentum"]
-        if momentum and not group["nesterov"] and kernels.momentum.applies(data, grad):
-            velocity = _buffer(state, "velocity", data)
-            kernels.momentum.step(data, velocity, grad, lr, momentum, group["weight_decay"])
+        lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
+        velocity = _buffer(state, "velocity", data) if momentum else None
+        if not group["nesterov"] and kernels.descent.applies(data, grad):
+            settings = (lr, decay, momentum) if momentum else (lr, decay)
+            kernels.descent.step(data, grad, velocity, *settings)
             return
         step = grad * lr
-        if group["weight_decay"]:
-            step += data * (lr * group["weight_decay"])
-        if momentum:
-            velocity = _buffer(state, "velocity", data)
+        if decay:
+            step += data * (lr * decay)
+        if velocity is not None:
             velocity *= momentum
             velocity += step
             step = step + momentum * velocity if group["nesterov"] else velocity

@@ -4,8 +4,9 @@ Of two variants that apply to a call the one that was registered last is used.
 """
 
 from tinygrad_nnfs.kernels import dense as dense
+from tinygrad_nnfs.kernels import descent as descent
 from tinygrad_nnfs.kernels import elementwise as elementwise
+from tinygrad_nnfs.kernels import im2col as im2col
 from tinygrad_nnfs.kernels import loss as loss
-from tinygrad_nnfs.kernels import momentum as momentum
 from tinygrad_nnfs.kernels import shared_columns as shared_columns
 from tinygrad_nnfs.kernels import winograd as winograd

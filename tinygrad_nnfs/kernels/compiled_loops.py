@@ -29,7 +29,14 @@ def keep_scaled(x, keep, scale, y):
 
 
 @kernel
-def momentum_step(theta, velocity, gradient, lr, momentum, weight_decay):
+def gradient_step(theta, gradient, lr, weight_decay):
+    lr, decay = theta.dtype.type(lr), theta.dtype.type(weight_decay)
+    for i in range(theta.size):
+        theta[i] -= lr * (gradient[i] + decay * theta[i])
+
+
+@kernel
+def momentum_step(theta, gradient, velocity, lr, weight_decay, momentum):
     lr, momentum = theta.dtype.type(lr), theta.dtype.type(momentum)
     decay = theta.dtype.type(weight_decay)
     for i in range(theta.size):
@@ -96,10 +103,10 @@ def softmax_cross_entropy(logits, labels, smoothing, softmax, losses):
 
 
 @kernel
-def softmax_cross_entropy_gradient(softmax, labels, smoothing, dy, gradient):
-    """dy (softmax - target), row by row."""
+def softmax_cross_entropy_gradient(softmax, labels, smoothing, scale, gradient):
+    """scale (softmax - target), row by row."""
     n, k = softmax.shape
     for i in range(n):
         for j in range(k):
-            gradient[i, j] = dy[i] * (softmax[i, j] - smoothing / k)
-        gradient[i, labels[i]] -= dy[i] * (1 - smoothing)
+            gradient[i, j] = scale[i] * (softmax[i, j] - smoothing / k)
+        gradient[i, labels[i]] -= scale[i] * (1 - smoothing)

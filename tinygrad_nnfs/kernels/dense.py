@@ -1,22 +1,36 @@
-"""linear of large matrices on numpy: its three products in pieces, for several threads."""
+"""linear and matmul on numpy: BLAS at one thread, and large products of linear in pieces."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 
 from tinygrad_nnfs.kernels import memory, threads
-from tinygrad_nnfs.ops.linear import check_linear, linear
+from tinygrad_nnfs.ops.linear import check_linear, linear, matmul
 
 SIZE = 128  # rows or columns of a product that a piece computes
 
+# what the ops find as xp: all that these two need of it
+_numpy = SimpleNamespace(matmul=threads.matmul)
+
+
+def _is_array(a, b, bias=None):
+    return hasattr(a, "ndim") and hasattr(b, "ndim")
+
+
+@matmul.on(np, when=_is_array)
+def matmul_single_threaded(xp, a, b):
+    return matmul.reference(_numpy, a, b)
+
+
+@linear.on(np, when=_is_array)
+def linear_single_threaded(xp, x, weight, bias=None):
+    return linear.reference(_numpy, x, weight, bias)
+
 
 def _is_large(x, weight, bias=None):
-    # the products of a smaller one are quickly done, and BLAS's own threads start sooner
-    return (
-        x.ndim
-        and weight.ndim == 2
-        and threads.is_large(math.prod(x.shape[:-1]) * weight.size // 64)
-    )
+    rows = math.prod(x.shape[:-1])
+    return x.ndim and weight.ndim == 2 and threads.is_large(rows * weight.size // 64)
 
 
 @linear.on(np, when=_is_large)

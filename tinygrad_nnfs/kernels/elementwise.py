@@ -1,7 +1,7 @@
 """leaky_relu, dropout and 2x2 max-pooling on numpy: in one pass by numba, else in pieces.
 
 A pass of numpy over an array larger than the caches waits for memory. Cut into pieces, all passes
-but the first find their piece in the cache. Either way pieces of large arrays go to several threads.
+but the first find their piece in the cache. Either way the pieces go to several threads.
 """
 
 import numpy as np
@@ -34,16 +34,17 @@ def _flat(array, like=None):
         ordered = memory.empty_like(like, dtype=array.dtype)
         ordered[...] = array
         array = ordered
-    return array.ravel(order="K")
+    return array.reshape(-1) if array.flags.c_contiguous else array.ravel(order="K")
 
 
 @leaky_relu.on(np, when=_is_worth_it)
 def leaky_relu_in_pieces(xp, x, *, slope=0.01):
     y = memory.empty_like(x)
     flat_x, flat_y = _flat(x, like=y), _flat(y)
+    compute = loops.best()
 
     def forward(piece):
-        loops.best().leaky_relu(flat_x[piece], slope, flat_y[piece])
+        compute.leaky_relu(flat_x[piece], slope, flat_y[piece])
 
     _for_each_piece(forward, x.size)
     signed = y if slope >= 0 else x
@@ -53,9 +54,7 @@ def leaky_relu_in_pieces(xp, x, *, slope=0.01):
         flat_signed, flat_dy, flat_dx = _flat(signed), _flat(dy, like=gradient), _flat(gradient)
 
         def backward(piece):
-            loops.best().leaky_relu_gradient(
-                flat_signed[piece], flat_dy[piece], slope, flat_dx[piece]
-            )
+            compute.leaky_relu_gradient(flat_signed[piece], flat_dy[piece], slope, flat_dx[piece])
 
         _for_each_piece(backward, dy.size)
         return gradient
@@ -75,6 +74,8 @@ def dropout_in_pieces(xp, x, *, p, key):
     flat_keep = _flat(keep)
     scale = 1 / (1 - p) if p < 1 else 0.0
 
+    compute = loops.best()
+
     def drop(values, prepare=None):
         kept = memory.empty_like(keep, dtype=values.dtype)
         flat_values, flat_kept = _flat(values, like=kept), _flat(kept)
@@ -82,7 +83,7 @@ def dropout_in_pieces(xp, x, *, p, key):
         def work(piece):
             if prepare is not None:
                 prepare(piece)
-            loops.best().keep_scaled(flat_values[piece], flat_keep[piece], scale, flat_kept[piece])
+            compute.keep_scaled(flat_values[piece], flat_keep[piece], scale, flat_kept[piece])
 
         _for_each_piece(work, values.size)
         return kept

@@ -40,7 +40,15 @@ def keep_scaled(x, keep, scale, y):
     y *= scale
 
 
-def momentum_step(theta, velocity, gradient, lr, momentum, weight_decay):
+def gradient_step(theta, gradient, lr, weight_decay):
+    """theta = theta - lr (g + weight_decay theta), in place."""
+    step = gradient * lr
+    if weight_decay:
+        step += theta * (lr * weight_decay)
+    theta -= step
+
+
+def momentum_step(theta, gradient, velocity, lr, weight_decay, momentum):
     """v = momentum v + lr (g + weight_decay theta), then theta = theta - v: both in place."""
     step = gradient * lr
     if weight_decay:

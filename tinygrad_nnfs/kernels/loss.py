@@ -20,8 +20,9 @@ def softmax_cross_entropy_compiled(xp, logits, labels, *, label_smoothing=0.0, r
 
     def dlogits(dy):
         gradient = np.empty_like(softmax)
-        dy = np.broadcast_to(spread(dy), losses.shape)
-        compiled.softmax_cross_entropy_gradient(softmax, labels, label_smoothing, dy, gradient)
+        scale = np.empty(len(softmax), softmax.dtype)
+        scale[...] = spread(dy)
+        compiled.softmax_cross_entropy_gradient(softmax, labels, label_smoothing, scale, gradient)
         return gradient
 
     return loss, dlogits, None

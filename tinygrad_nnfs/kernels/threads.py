@@ -28,7 +28,9 @@ def num_threads() -> int:
     given = os.environ.get("NNFS_NUM_THREADS")
     if given is None:
         blas = _blas()
-        return blas.get_num_threads() if blas else 1
+        if blas is None:
+            return 1
+        return blas.before if blas.users else blas.get_num_threads()
     if not given.isdecimal() or int(given) < 1:
         raise ValueError(f"NNFS_NUM_THREADS must be an integer >= 1, found {given!r}")
     return int(given)
@@ -136,25 +138,39 @@ def _blas() -> _Blas | None:
     return None
 
 
-@contextlib.contextmanager
-def single_threaded_blas() -> Iterator[None]:
-    """BLAS at one thread inside; the last to leave puts back what was there before the first."""
-    blas = _blas()
-    if blas is None:
-        yield
-        return
-    with blas.lock:
-        if not blas.users:
-            blas.before = blas.get_num_threads()
-            blas.set_num_threads(1)
-        blas.users += 1
-    try:
-        yield
-    finally:
-        with blas.lock:
-            blas.users -= 1
-            if not blas.users:
-                blas.set_num_threads(blas.before)
+class single_threaded_blas:  # noqa: N801, used like a function
+    """BLAS at one thread inside; the last to leave puts back what was there before the first.
+
+    Threads of ours are woken by pieces of work. BLAS's own would go on spinning after each product
+    for milliseconds, on the very cores that the next pieces need; and how BLAS cuts a product
+    depends on the number of its threads, which changes the last bits of the result.
+    """
+
+    def __enter__(self) -> None:
+        blas = _blas()
+        if blas is not None:
+            with blas.lock:
+                if not blas.users:
+                    blas.before = blas.get_num_threads()
+                    if blas.before > 1:
+                        blas.set_num_threads(1)
+                blas.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        blas = _blas()
+        if blas is not None:
+            with blas.lock:
+                blas.users -= 1
+                if not blas.users and blas.before > 1:
+                    blas.set_num_threads(blas.before)
+
+
+def matmul(a: Any, b: Any) -> Any:
+    """np.matmul with BLAS at one thread."""
+    if a.size * b.shape[-1] < 2**17:  # BLAS itself takes one thread for these
+        return np.matmul(a, b)
+    with single_threaded_blas():
+        return np.matmul(a, b)
 
 
 # -- memory ----------------------------------------------------------------------------------------

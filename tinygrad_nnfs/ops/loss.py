@@ -14,7 +14,7 @@ def reduce_losses(reduction, losses):
     if not losses.size:
         raise ValueError("the batch is empty: its mean loss is not defined")
     n = losses.size
-    return losses.mean(), lambda dy: dy / n
+    return losses.sum() / n, lambda dy: dy / n
 
 
 def check_labels(logits, labels, label_smoothing):
@@ -30,10 +30,9 @@ def check_labels(logits, labels, label_smoothing):
         )
     if n == 0:
         raise ValueError("the batch is empty: its loss is not defined")
-    if int(labels.min()) < 0 or int(labels.max()) >= k:
-        raise ValueError(
-            f"labels must be in 0..{k - 1}, found {int(labels.min())}..{int(labels.max())}"
-        )
+    lowest, highest = int(labels.min()), int(labels.max())
+    if lowest < 0 or highest >= k:
+        raise ValueError(f"labels must be in 0..{k - 1}, found {lowest}..{highest}")
     if not 0 <= label_smoothing < 1:
         raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
 

@@ -1,0 +1,37 @@
+"""SGD's update on numpy: one pass by numba, or pieces that fit a cache."""
+
+from typing import Any
+
+import numpy as np
+
+from tinygrad_nnfs.kernels import loops, threads
+from tinygrad_nnfs.registry import kernel_mode
+
+SIZE = 2**16  # elements of a piece
+
+
+def applies(theta: Any, gradient: Any) -> bool:
+    return (
+        kernel_mode.enabled
+        and type(theta) is type(gradient) is np.ndarray
+        and (loops.numba_is_installed() or theta.size > SIZE)
+        and theta.flags.c_contiguous
+        and gradient.flags.c_contiguous
+    )
+
+
+def step(theta: Any, gradient: Any, velocity: Any, *settings: float) -> None:
+    """Update theta in place, and velocity where there is one; settings: see `loops`."""
+    arrays = [theta.reshape(-1), gradient.reshape(-1)]
+    update = loops.best().gradient_step
+    if velocity is not None:
+        arrays.append(velocity.reshape(-1))
+        update = loops.best().momentum_step
+    if not threads.is_large(theta.size):
+        update(*arrays, *settings)
+        return
+
+    def work(piece: slice) -> None:
+        update(*(a[piece] for a in arrays), *settings)
+
+    threads.run(work, threads.pieces(theta.size, SIZE))
