@@ -38,7 +38,11 @@ def torch_getitem(x, *, index):
 
 def torch_dropout(x, *, p, key):
     words = np.random.Philox(key=np.array(key, np.uint64)).random_raw(-(-x.numel() // 4))
-    bits = words.view(np.uint16)[: x.numel()].reshape(x.shape)
+    bits = words.view(np.uint16)[: x.numel()]
+    if x.ndim == 4:  # those of images lie channels last
+        n, c, h, w = x.shape
+        bits = bits.reshape(n, h, w, c).transpose(0, 3, 1, 2)
+    bits = bits.reshape(x.shape)
     scale = 1 / (1 - p) if p < 1 else 0.0
     return x * torch.from_numpy(np.asarray(bits >= p * 2**16)) * scale
 

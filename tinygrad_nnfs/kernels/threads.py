@@ -49,6 +49,20 @@ def set_num_threads(count: int) -> None:
     _chosen = count
 
 
+_blas_threads = False
+
+
+def use_blas_threads(allowed: bool = True) -> None:
+    """Let BLAS use its own threads for products that are too small to be handed to ours.
+
+    This is for networks of dense layers alone: BLAS's threads start ten times sooner than ours, but
+    go on spinning after each product, which makes convolutions beside them half as fast again. And
+    the last bits of a product depend on how many they are (OPENBLAS_NUM_THREADS).
+    """
+    global _blas_threads
+    _blas_threads = allowed
+
+
 def run(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
     """`work(piece)` for every piece, this thread and the pool's taking the next one each time."""
     pieces = list(pieces)
@@ -166,8 +180,9 @@ class single_threaded_blas:  # noqa: N801, used like a function
 
 
 def matmul(a: Any, b: Any) -> Any:
-    """np.matmul with BLAS at one thread."""
-    if a.size * b.shape[-1] < 2**17:  # BLAS itself takes one thread for these
+    """np.matmul with BLAS at one thread, unless `use_blas_threads` allows more."""
+    # BLAS itself takes one thread for the smallest ones
+    if _blas_threads or a.size * b.shape[-1] < 2**17:
         return np.matmul(a, b)
     with single_threaded_blas():
         return np.matmul(a, b)

@@ -1,0 +1,434 @@
+"""The faster variants: threads, memory, precision, and that they can be turned off."""
+
+import importlib.util
+import os
+import subprocess
+import sys
+import threading
+import weakref
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tinygrad_nnfs.models.cnn import CNN
+from tinygrad_nnfs.models.mlp import MLP
+
+from tinygrad_nnfs import (
+    Parameter,
+    Tensor,
+    num_threads,
+    ops,
+    optim,
+    profile,
+    reference_kernels,
+    set_num_threads,
+    use_blas_threads,
+)
+from tinygrad_nnfs.kernels import loops, memory, threads
+from tinygrad_nnfs.ops import conv2d, softmax_cross_entropy
+
+needs_numba = pytest.mark.skipif(
+    importlib.util.find_spec("numba") is None, reason="numba is not installed (extra: fast)"
+)
+
+
+@pytest.fixture(autouse=True)
+def default_threads():
+    yield
+    threads._chosen = None
+
+
+def batch(n, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.random((n, 1, 28, 28), dtype=np.float32), rng.integers(0, 10, n)
+
+
+def losses_and_weights(network, steps=2, n=16):
+    optimizer = optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    losses = []
+    for step in range(steps):
+        images, labels = batch(n, seed=step)
+        loss = softmax_cross_entropy(network(images), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, [p.numpy().copy() for p in network.parameters()]
+
+
+def variants_of(p):
+    return {row.variant for row in p.rows}
+
+
+# -- threads ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("network", [CNN, MLP])
+def test_results_do_not_depend_on_the_number_of_threads(network):
+    from tinygrad_nnfs import manual_seed
+
+    results = []
+    for count in (1, 2, 3, 4, 2):
+        set_num_threads(count)
+        manual_seed(3)
+        results.append(losses_and_weights(network()))
+    for losses, weights in results[1:]:
+        assert losses == results[0][0]
+        for found, expected in zip(weights, results[0][1], strict=True):
+            np.testing.assert_array_equal(found, expected)
+
+
+def test_run_does_every_piece_once_and_passes_errors_on():
+    done = []
+    set_num_threads(4)
+    threads.run(done.append, range(100))
+    assert sorted(done) == list(range(100))
+
+    def fail(piece):
+        if piece == 7:
+            raise ZeroDivisionError(piece)
+
+    with pytest.raises(ZeroDivisionError, match="7"):
+        threads.run(fail, range(20))
+    threads.run(done.append, range(3))  # and the pool still works
+    assert len(done) == 103
+
+
+def test_run_inside_run_does_not_wait_for_itself():
+    set_num_threads(4)
+    inner = []
+    threads.run(lambda i: threads.run(lambda j: inner.append((i, j)), range(4)), range(8))
+    assert sorted(inner) == [(i, j) for i in range(8) for j in range(4)]
+
+
+def test_what_the_work_holds_dies_with_the_call():
+    class Held:
+        pass
+
+    set_num_threads(4)
+    for _ in range(20):
+        held = Held()
+        alive = weakref.ref(held)
+        threads.run(lambda _, held=held: None, range(2))
+        del held
+        assert alive() is None
+
+
+def test_blas_gets_its_threads_back():
+    blas = threads._blas()
+    if blas is None:
+        pytest.skip("numpy's BLAS is not OpenBLAS")
+    before = blas.get_num_threads()
+    seen = []
+    threads.run(lambda _: seen.append(blas.get_num_threads()), range(8))
+    assert set(seen) == {1}
+    assert blas.get_num_threads() == before
+    with pytest.raises(ZeroDivisionError):
+        threads.run(lambda _: 1 // 0, range(2))
+    assert blas.get_num_threads() == before
+
+
+def test_several_threads_of_the_user_at_once():
+    """Each with its own network; BLAS's setting is shared, and right again at the end."""
+    blas = threads._blas()
+    before = blas and blas.get_num_threads()
+    images, labels = batch(4)
+    network = CNN().eval()
+    expected = network(images).numpy()
+    found = [None] * 4
+
+    def work(i):
+        for _ in range(3):
+            softmax_cross_entropy(network(images), labels).backward()
+        found[i] = network(images).numpy()
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for y in found:
+        np.testing.assert_array_equal(y, expected)
+    assert (blas and blas.get_num_threads()) == before
+
+
+def test_blas_threads_are_used_on_request_alone(monkeypatch):
+    blas = threads._blas()
+    if blas is None:
+        pytest.skip("numpy's BLAS is not OpenBLAS")
+    seen = []
+
+    def matmul(a, b):
+        seen.append(blas.get_num_threads())
+        return a @ b
+
+    monkeypatch.setattr(np, "matmul", matmul)
+    a = np.ones((512, 512))
+    ours = blas.get_num_threads()
+    threads.matmul(a, a)
+    use_blas_threads()
+    threads.matmul(a, a)
+    use_blas_threads(False)
+    threads.matmul(a, a)
+    assert seen == [1, ours, 1]
+
+
+@pytest.mark.parametrize("count", [0, -1, 1.5, "2"])
+def test_bad_thread_counts_are_refused(count):
+    with pytest.raises(ValueError, match="set_num_threads: expected an integer >= 1"):
+        set_num_threads(count)
+
+
+def test_environment_sets_the_number_of_threads():
+    def run(code, **environment):
+        return subprocess.run(
+            [sys.executable, "-c", code],
+            env={**os.environ, **environment},
+            capture_output=True,
+            text=True,
+        )
+
+    show = "import tinygrad_nnfs as t; print(t.num_threads())"
+    assert run(show, NNFS_NUM_THREADS="3").stdout == "3\n"
+    refused = run(show, NNFS_NUM_THREADS="many")
+    assert "NNFS_NUM_THREADS must be an integer >= 1, found 'many'" in refused.stderr
+    if threads._blas() is not None:
+        assert run(show, OPENBLAS_NUM_THREADS="1").stdout == "1\n"
+
+
+def test_forked_child_computes():
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    code = (
+        "import os, warnings, numpy as np, tinygrad_nnfs as t\n"
+        "warnings.simplefilter('ignore')\n"
+        "from tinygrad_nnfs.kernels import threads\n"
+        "t.set_num_threads(2)\n"
+        "threads.run(lambda i: None, range(4))\n"
+        "pid = os.fork()\n"
+        "threads.run(lambda i: None, range(4))\n"
+        "if not pid: os._exit(0)\n"
+        "raise SystemExit(os.waitpid(pid, 0)[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60)
+    assert done.returncode == 0
+
+
+# -- memory ----------------------------------------------------------------------------------------
+
+LARGE = (memory.SMALLEST // 4,)  # of float32
+
+
+def test_memory_is_used_again_only_when_nobody_has_it():
+    first = memory.empty(LARGE, np.float32)
+    second = memory.empty(LARGE, np.float32)
+    assert not np.shares_memory(first, second)
+    view, address = first[3:], first.ctypes.data
+    del first
+    third = memory.empty(LARGE, np.float32)
+    assert third.ctypes.data != address  # the view still looks at it
+    del view
+    fourth = memory.empty(LARGE, np.float32)
+    assert fourth.ctypes.data == address
+    assert fourth.base is None
+
+
+def test_memory_of_a_tensor_is_safe_while_the_tensor_lives():
+    x = Tensor(np.ones((512, 1024), np.float32))
+    kept = [ops.leaky_relu(x * i) for i in range(6)]
+    for i, y in enumerate(kept):
+        assert (y.numpy() == i).all()
+
+
+def test_memory_that_was_made_read_only_is_not_handed_out():
+    first = memory.empty(LARGE, np.float32)
+    address = first.ctypes.data
+    first.flags.writeable = False
+    del first
+    assert memory.empty(LARGE, np.float32).ctypes.data != address
+    assert memory.empty(LARGE, np.float32).flags.writeable
+
+
+def test_no_more_memory_is_kept_than_allowed(monkeypatch):
+    monkeypatch.setattr(memory, "_arrays", {})
+    monkeypatch.setattr(memory, "KEPT", 4 * memory.SMALLEST)
+    for i in range(20):
+        memory.empty((memory.SMALLEST + i,), np.uint8)
+    kept = [a for arrays in memory._arrays.values() for a in arrays]
+    assert sum(a.nbytes for a in kept) <= 5 * memory.SMALLEST
+
+
+@given(st.permutations(range(3)), st.integers(2, 80))  # the stride of an axis of 1 is any
+def test_empty_like_keeps_the_memory_order(order, size):
+    shape = tuple(np.array([size, 40, 30])[list(order)])
+    x = np.empty(shape, np.float32).transpose(np.argsort(order))
+    y = memory.empty_like(x)
+    assert (y.shape, y.strides, y.dtype) == (x.shape, x.strides, x.dtype)
+    assert memory.empty_like(x, dtype=bool).shape == x.shape
+
+
+# -- which kernel runs -----------------------------------------------------------------------------
+
+
+@needs_numba
+def test_winograd_runs_where_it_applies_and_exact_does_without():
+    rng = np.random.default_rng(0)
+    x, weight = rng.normal(size=(2, 16, 9, 9)), rng.normal(size=(32, 16, 3, 3))
+    exact = conv2d(x, weight).numpy()
+    x, weight = x.astype(np.float32), weight.astype(np.float32)
+    errors = {}
+    for precision in ("fast", "exact"):
+        with profile() as p:
+            y = conv2d(x, weight, precision=precision).numpy()
+        errors[precision] = abs(y - exact).max() / abs(exact).max()
+        assert ("conv2d_winograd" in variants_of(p)) == (precision == "fast")
+    assert errors["exact"] < 1e-6
+    assert errors["fast"] < 1e-5
+    with profile() as p:
+        conv2d(x.astype(np.float64), weight.astype(np.float64))
+        conv2d(x, weight, stride=2)
+        conv2d(x[:, :5], weight[:, :5])
+    assert "conv2d_winograd" not in variants_of(p)
+
+
+def test_unknown_precision_is_refused():
+    with pytest.raises(ValueError, match="precision must be 'fast' or 'exact', found 'low'"):
+        conv2d(np.zeros((1, 1, 3, 3)), np.zeros((1, 1, 3, 3)), precision="low")
+
+
+def test_reference_kernels_runs_the_ops_themselves_in_this_thread():
+    images, labels = batch(8)
+    network = CNN()
+    with reference_kernels(), profile() as p:
+        softmax_cross_entropy(network(images), labels).backward()
+    assert all(row.variant == row.op for row in p.rows)
+    with profile() as p:
+        network(images)
+        other = []
+        with reference_kernels():
+            worker = threading.Thread(target=lambda: other.append(network(images)))
+            worker.start()
+            worker.join()
+    assert "conv2d" not in variants_of(p)
+
+
+def test_environment_turns_the_variants_off():
+    code = (
+        "import numpy as np\n"
+        "from tinygrad_nnfs import ops, profile\n"
+        "with profile() as p: ops.conv2d(np.ones((2, 1, 9, 9)), np.ones((2, 1, 3, 3)))\n"
+        "print(p.rows[0].variant)\n"
+    )
+    for value, expected in (("1", "conv2d"), ("0", "conv2d_shared_columns")):
+        environment = {**os.environ, "NNFS_REFERENCE": value}
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+        )
+        assert done.stdout.strip() == expected, done.stderr
+
+
+def test_training_by_kernels_and_by_the_ops_themselves_is_the_same():
+    from tinygrad_nnfs import manual_seed
+
+    manual_seed(1)
+    losses, _ = losses_and_weights(CNN(), steps=4)
+    manual_seed(1)
+    with reference_kernels():
+        expected, _ = losses_and_weights(CNN(), steps=4)
+    np.testing.assert_allclose(losses, expected, rtol=1e-3)
+
+
+@pytest.mark.parametrize("numba", [False, pytest.param(True, marks=needs_numba)])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+@pytest.mark.parametrize("weight_decay", [0.0, 0.1])
+@pytest.mark.parametrize("size", [7, 2**18 + 3])
+def test_descent_is_the_update_that_its_docstring_states(
+    monkeypatch, numba, momentum, weight_decay, size
+):
+    monkeypatch.setattr(loops, "numba_is_installed", lambda: numba)
+    loops.best.cache_clear()
+    rng = np.random.default_rng(0)
+    theta = rng.normal(size=size)
+    parameter = Parameter(theta.copy())
+    optimizer = optim.SGD([parameter], lr=0.1, momentum=momentum, weight_decay=weight_decay)
+    velocity = np.zeros(size)
+    for _ in range(3):
+        gradient = rng.normal(size=size)
+        parameter.grad = Tensor(gradient)
+        optimizer.step()
+        velocity = momentum * velocity + 0.1 * (gradient + weight_decay * theta)
+        theta -= velocity
+    loops.best.cache_clear()
+    np.testing.assert_allclose(parameter.numpy(), theta, rtol=1e-12, atol=1e-14)
+
+
+# -- numba's own loops and numpy's -----------------------------------------------------------------
+
+
+@needs_numba
+@given(st.integers(0, 2**16), st.sampled_from([0.01, 0.0, 0.5, 2.0, -0.5]))
+def test_compiled_loops_are_the_loops(seed, slope):
+    from tinygrad_nnfs.kernels import compiled_loops
+
+    rng = np.random.default_rng(seed)
+    x, dy = rng.normal(size=37).astype(np.float32), rng.normal(size=37).astype(np.float32)
+    x[::5] = 0
+    keep = rng.random(37) < 0.5
+    images = rng.integers(0, 3, (2, 4, 6, 5)).astype(np.float32)  # with equal elements
+    results = []
+    for compute in (loops, compiled_loops):
+        out = np.empty((3, 37), np.float32)
+        compute.leaky_relu_gradient(x, dy, slope, out[1])
+        compute.keep_scaled(x, keep, 1.25, out[2])
+        compute.leaky_relu(x, slope, out[0])
+        y, winner = np.empty((2, 2, 3, 5), np.float32), np.empty((2, 2, 3, 5), np.int8)
+        compute.max_pool(images, y, winner)
+        dx = np.empty_like(images)
+        compute.max_pool_gradient(y, winner, dx)
+        results.append([out, y, winner, dx])
+    for a, b in zip(*results, strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+# -- profile ---------------------------------------------------------------------------------------
+
+
+def test_profile_counts_calls_bytes_and_operations():
+    x = Tensor(np.ones((4, 6), np.float32), requires_grad=True)
+    weight = Parameter(np.ones((3, 6), np.float32))
+    with profile() as p:
+        y = ops.linear(x, weight)
+        y = ops.linear(x, weight)
+        y.sum().backward()
+    row = next(row for row in p.rows if row.op == "linear")
+    assert row.calls == 2
+    assert row.bytes == 2 * 4 * (4 * 6 + 3 * 6 + 4 * 3)
+    assert row.forward_flops == 2 * 2 * 4 * 6 * 3
+    assert row.backward_flops == 2 * 2 * 4 * 6 * 3
+    assert row.forward > 0
+    assert row.backward > 0
+    assert p.elapsed >= row.forward + row.backward
+    assert "linear" in str(p)
+    assert "all ops" in str(p)
+    assert p.as_dicts()[0]["calls"]
+
+
+def test_profile_ends_and_does_not_nest():
+    with (
+        profile() as p,
+        pytest.raises(RuntimeError, match="another profile is running"),
+        profile(),
+    ):
+        pass
+    ops.exp(np.ones(3))
+    assert p.rows == []
+    with pytest.raises(ValueError, match="broadcast"), profile():
+        Tensor([1.0, 2.0]) + Tensor([1.0, 2.0, 3.0])
+    with profile():
+        pass
+
+
+def test_threads_are_counted_from_the_setting():
+    set_num_threads(3)
+    assert num_threads() == 3
