@@ -10,7 +10,7 @@ import numpy as np
 from tinygrad_nnfs.models.cnn import CNN
 from tinygrad_nnfs.models.mlp import MLP
 
-from tinygrad_nnfs import __version__, backend, data, manual_seed, optim
+from tinygrad_nnfs import __version__, backend, data, manual_seed, nn, optim, use_blas_threads
 
 NETWORKS = {"mlp": MLP, "cnn": CNN}
 LEARNING_RATE = 0.02
@@ -168,6 +168,7 @@ def run_train(options: argparse.Namespace) -> None:
         dataset = data.load(options.data, options.data_dir)
         manual_seed(options.seed)
         network = NETWORKS[options.network]().to(options.device)
+        use_blas_threads(not any(isinstance(m, nn.Conv2d) for m in network.modules()))
     except (data.DataError, RuntimeError, ValueError) as error:
         fail(str(error))
 

@@ -22,7 +22,7 @@ def test_snippets_run(page, capsys):
 
 
 def test_readme_has_snippets():
-    assert len(snippets(ROOT / "README.md")) == 3
+    assert len(snippets(ROOT / "README.md")) == 4
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
