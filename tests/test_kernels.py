@@ -253,10 +253,13 @@ def test_memory_that_was_made_read_only_is_not_handed_out():
 def test_no_more_memory_is_kept_than_allowed(monkeypatch):
     monkeypatch.setattr(memory, "_arrays", {})
     monkeypatch.setattr(memory, "KEPT", 4 * memory.SMALLEST)
-    for i in range(20):
-        memory.empty((memory.SMALLEST + i,), np.uint8)
+    held = [memory.empty((memory.SMALLEST + i,), np.uint8) for i in range(20)]
+    del held[10:]
     kept = [a for arrays in memory._arrays.values() for a in arrays]
-    assert sum(a.nbytes for a in kept) <= 5 * memory.SMALLEST
+    assert 0 < sum(a.nbytes for a in kept) <= memory.KEPT
+    del kept, held
+    memory.empty((4 * memory.SMALLEST - 5,), np.uint8)
+    assert memory._remembered() == 4 * memory.SMALLEST - 5  # the unused made room for it
 
 
 @given(st.permutations(range(3)), st.integers(2, 80))  # the stride of an axis of 1 is any

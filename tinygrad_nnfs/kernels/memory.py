@@ -17,12 +17,14 @@ SMALLEST = 2**18  # bytes: below this, the system's allocator keeps what is free
 KEPT = 2**29  # bytes remembered at most, the arrays in use included
 
 _lock = threading.Lock()
-_arrays: dict[Any, list[np.ndarray]] = {}  # by shape and dtype, the last used at the end
+_arrays: dict[Any, list[np.ndarray]] = {}  # by shape and dtype
 
 
-def _is_free(array: np.ndarray) -> bool:
-    # 4: in its list, in the loop over it, in `array` here and in getrefcount
-    return sys.getrefcount(array) == 4
+def _references(arrays: list[np.ndarray], i: int) -> int:
+    return sys.getrefcount(arrays[i])
+
+
+_UNUSED = _references([np.empty(0)], 0)  # of an array that only its list has
 
 
 def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
@@ -32,20 +34,26 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
         return np.empty(shape, dtype)
     key = (shape, np.dtype(dtype))
     with _lock:
-        arrays = _arrays[key] = _arrays.pop(key, [])
-        for array in arrays:
-            if _is_free(array) and array.flags.writeable:
-                return array
-        if sum(a.nbytes for arrays in _arrays.values() for a in arrays) + size > KEPT:
-            _forget()
+        arrays = _arrays.setdefault(key, [])
+        for i in range(len(arrays)):
+            if _references(arrays, i) == _UNUSED and arrays[i].flags.writeable:
+                return arrays[i]
+        if _remembered() + size > KEPT:
+            _forget_unused()
         array = np.empty(shape, dtype)
-        arrays.append(array)
+        if _remembered() + size <= KEPT:
+            arrays.append(array)
         return array
 
 
-def _forget() -> None:
-    for key, arrays in list(_arrays.items()):
-        _arrays[key] = [array for array in arrays if not _is_free(array)]
+def _remembered() -> int:
+    return sum(array.nbytes for arrays in _arrays.values() for array in arrays)
+
+
+def _forget_unused() -> None:
+    for arrays in _arrays.values():
+        used = [i for i in range(len(arrays)) if _references(arrays, i) > _UNUSED]
+        arrays[:] = [arrays[i] for i in used]
 
 
 def empty_like(x: Any, dtype: Any = None) -> np.ndarray:
