@@ -8,17 +8,18 @@ kernel = numba.njit(nogil=True, error_model="numpy", cache=True)
 
 
 @kernel
-def leaky_relu(x, slope, y):
+def leaky_relu(x, slope, y, positive):
     slope = x.dtype.type(slope)
     for i in range(x.size):
+        positive[i] = x[i] > 0
         y[i] = x[i] if x[i] > 0 else slope * x[i]
 
 
 @kernel
-def leaky_relu_gradient(signed, dy, slope, dx):
+def leaky_relu_gradient(positive, dy, slope, dx):
     slope = dy.dtype.type(slope)
     for i in range(dy.size):
-        dx[i] = dy[i] if signed[i] > 0 else slope * dy[i]
+        dx[i] = dy[i] if positive[i] else slope * dy[i]
 
 
 @kernel

@@ -39,22 +39,21 @@ def _flat(array, like=None):
 
 @leaky_relu.on(np, when=_is_worth_it)
 def leaky_relu_in_pieces(xp, x, *, slope=0.01):
-    y = memory.empty_like(x)
-    flat_x, flat_y = _flat(x, like=y), _flat(y)
+    y, positive = memory.empty_like(x), memory.empty_like(x, dtype=bool)
+    flat_x, flat_y, flat_positive = _flat(x, like=y), _flat(y), _flat(positive)
     compute = loops.best()
 
     def forward(piece):
-        compute.leaky_relu(flat_x[piece], slope, flat_y[piece])
+        compute.leaky_relu(flat_x[piece], slope, flat_y[piece], flat_positive[piece])
 
     _for_each_piece(forward, x.size)
-    signed = y if slope >= 0 else x
 
-    def dx(dy):
-        gradient = memory.empty_like(signed)
-        flat_signed, flat_dy, flat_dx = _flat(signed), _flat(dy, like=gradient), _flat(gradient)
+    def dx(dy):  # saves `positive` alone: a quarter of x's memory, or of y's
+        gradient = memory.empty_like(positive, dtype=dy.dtype)
+        flat_dy, flat_dx = _flat(dy, like=gradient), _flat(gradient)
 
         def backward(piece):
-            compute.leaky_relu_gradient(flat_signed[piece], flat_dy[piece], slope, flat_dx[piece])
+            compute.leaky_relu_gradient(flat_positive[piece], flat_dy[piece], slope, flat_dx[piece])
 
         _for_each_piece(backward, dy.size)
         return gradient

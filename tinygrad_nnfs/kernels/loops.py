@@ -21,15 +21,16 @@ def best():
     return importlib.import_module(f"tinygrad_nnfs.kernels.{name}")
 
 
-def leaky_relu(x, slope, y):
-    """y = x where x > 0, else slope x."""
+def leaky_relu(x, slope, y, positive):
+    """y = x where x > 0, else slope x; positive says where."""
+    np.greater(x, 0, out=positive)
     np.multiply(x, slope, out=y)
     (np.maximum if slope <= 1 else np.minimum)(x, y, out=y)
 
 
-def leaky_relu_gradient(signed, dy, slope, dx):
-    """dx = dy where signed > 0, else slope dy."""
-    np.multiply(signed > 0, dy.dtype.type(1 - slope), out=dx)
+def leaky_relu_gradient(positive, dy, slope, dx):
+    """dx = dy where positive, else slope dy."""
+    np.multiply(positive, dy.dtype.type(1 - slope), out=dx)
     dx += dy.dtype.type(slope)
     dx *= dy
 
