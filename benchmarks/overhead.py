@@ -3,9 +3,12 @@
 import argparse
 import time
 from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import numpy as np
 
+from benchmarks.report import OURS, Column, Report, Row
 from benchmarks.timing import at_least, quartiles
 from tinygrad_nnfs import OPS, Tensor
 from tinygrad_nnfs.registry import Float, op
@@ -13,12 +16,18 @@ from tinygrad_nnfs.registry import Float, op
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--ops", type=at_least(1), default=1000, metavar="N", help="length of the chain"
+        "--ops",
+        type=at_least(1),
+        default=1000,
+        metavar="N",
+        help="length of the chain (default: 1000)",
     )
-    parser.add_argument("--rounds", type=at_least(2), default=200, metavar="N")
+    parser.add_argument(
+        "--rounds", type=at_least(2), default=200, metavar="N", help="(default: 200)"
+    )
 
 
-def run(options: argparse.Namespace) -> None:
+def run(options: argparse.Namespace) -> Report:
     """Chains of ops that compute nothing, against plain calls of the same functions and rules."""
 
     def unary(xp, x: Float):
@@ -71,23 +80,53 @@ def run(options: argparse.Namespace) -> None:
             da(ready)
             db(ready)
 
-    print(f"microseconds an op, forward + backward, in chains of {options.ops} ops\n")
-    print(f"{'':30}{'with tape':>10}{'functions alone':>18}{'the tape':>10}{'fastest':>10}")
+    rows: list[Row] = []
     for name, taped, plain in (
         ("one input", taped_unary, plain_unary),
         ("two inputs, one a constant", taped_binary_constant, plain_binary_constant),
         ("two inputs, one a parameter", taped_binary, plain_binary),
     ):
         with_tape, alone = interleaved_times(taped, plain, parameters, options)
-        median = quartiles(with_tape)[1], quartiles(alone)[1]
-        print(
-            f"{name:30}{median[0]:10.2f}{median[1]:18.2f}{median[0] - median[1]:10.2f}"
-            f"{min(with_tape) - min(alone):10.2f}"
+        differences = quartiles([a - b for a, b in zip(with_tape, alone, strict=True)])
+        rows.append(
+            {
+                "op": name,
+                "with_tape_us": quartiles(with_tape)[1],
+                "functions_alone_us": quartiles(alone)[1],
+                "tape_us": differences[1],
+                "tape_quartiles_us": [differences[0], differences[2]],
+                "tape_fastest_us": min(with_tape) - min(alone),
+            }
         )
-    print(
-        "\nMedians of the rounds; fastest: the same difference between the fastest rounds, which is"
-        "\nwhat the tape costs where nothing else disturbs the machine."
-    )
+    columns = [
+        Column("op", "an op with"),
+        Column("with_tape_us", "with tape", ".2f"),
+        Column("functions_alone_us", "functions alone", ".2f"),
+        Column("tape_us", "the tape", ".2f"),
+        Column("tape_fastest_us", "fastest", ".2f"),
+    ]
+    notes = [
+        "medians of the rounds; the tape: of their differences; fastest: the difference between",
+        "the fastest rounds, which is what the tape costs where nothing else disturbs the machine",
+    ]
+    title = f"microseconds an op, forward + backward, in chains of {options.ops} ops"
+    return Report(title, columns, rows, notes, partial(draw, rows))
+
+
+def draw(rows: list[Row], figure: Any) -> None:
+    axes = figure.subplots()
+    times = [row["tape_us"] for row in rows]
+    lower, upper = zip(*(row["tape_quartiles_us"] for row in rows), strict=True)
+    spread = [
+        [time - low for time, low in zip(times, lower, strict=True)],
+        [high - time for time, high in zip(times, upper, strict=True)],
+    ]
+    drawn = axes.barh([row["op"] for row in rows], times, xerr=spread, color=OURS, capsize=3)
+    axes.bar_label(drawn, [f"{time:.2f}" for time in times], padding=6)
+    axes.invert_yaxis()
+    axes.set_xlim(0, 1.15 * max(upper))
+    axes.set_xlabel("microseconds an op, forward and backward together: median, quartiles")
+    axes.set_title("What the tape costs, beyond the op's own functions")
 
 
 def interleaved_times(

@@ -3,7 +3,10 @@
 import argparse
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
+from typing import TypeVar
+
+Name = TypeVar("Name", bound=Hashable)
 
 
 def at_least(smallest: int) -> Callable[[str], int]:
@@ -17,15 +20,27 @@ def at_least(smallest: int) -> Callable[[str], int]:
     return integer
 
 
+def fraction(text: str) -> float:
+    """An argparse type: a number in [0, 1)."""
+    if not 0 <= float(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not in [0, 1)")
+    return float(text)
+
+
+def warm_up(calls: int) -> int:
+    """How many uncounted calls to make before `calls` counted ones."""
+    return max(1, 3 * calls // 10)
+
+
 def interleave(
-    contenders: dict[str, Callable[[], object]], rounds: int, calls: int, warm_up: int
-) -> dict[str, list[float]]:
+    contenders: dict[Name, Callable[[], object]], rounds: int, calls: int, warm_up: int
+) -> dict[Name, list[float]]:
     """Seconds of each counted call, by contender.
 
     In each round every contender makes `warm_up` uncounted calls, which give it back the caches
     and let the threads of the one before it fall asleep, and then `calls` counted ones.
     """
-    times: dict[str, list[float]] = {name: [] for name in contenders}
+    times: dict[Name, list[float]] = {name: [] for name in contenders}
     for _ in range(rounds):
         for name, call in contenders.items():
             for _ in range(warm_up):

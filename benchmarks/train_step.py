@@ -1,156 +1,112 @@
 """A training step (forward, backward, momentum update) of the MLP or the CNN against its peers."""
 
 import argparse
-import importlib.util
-import math
-import re
-import subprocess
-import sys
-from collections.abc import Callable
-from pathlib import Path
+from functools import partial
+from typing import Any
 
-import numpy as np
+from benchmarks import contenders
+from benchmarks.contenders import CONTENDERS, OURS, Step
+from benchmarks.fresh_process import added_memory, first_step
+from benchmarks.report import Column, Report, Row, bars, progress
+from benchmarks.timing import at_least, fraction, interleave, median_ratio, quartiles, warm_up
 
-from benchmarks.timing import at_least, interleave, median_ratio, quartiles
-
-Step = Callable[[], object]
-LR, MOMENTUM = 0.01, 0.9
-
-
-def batch(size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Random images and labels in the shape of MNIST's."""
-    rng = np.random.default_rng(0)
-    images = rng.random((size, 1, 28, 28), dtype=np.float32)
-    return images, rng.integers(0, 10, size)
-
-
-def tinygrad_nnfs_step(model: str, size: int) -> Step:
-    from tinygrad_nnfs.models.cnn import CNN
-    from tinygrad_nnfs.models.mlp import MLP
-
-    from tinygrad_nnfs import optim
-    from tinygrad_nnfs.ops import softmax_cross_entropy
-
-    network = {"mlp": MLP, "cnn": CNN}[model]()
-    optimizer = optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
-    images, labels = batch(size)
-
-    def step() -> None:
-        loss = softmax_cross_entropy(network(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-def torch_step(model: str, size: int, channels_last: bool = False) -> Step:
-    import torch
-    from torch import nn
-
-    networks = {
-        "mlp": lambda: nn.Sequential(
-            nn.Flatten(),
-            *(nn.Linear(784, 128), nn.LeakyReLU(0.01), nn.Dropout(0.2)),
-            *(nn.Linear(128, 64), nn.LeakyReLU(0.01), nn.Dropout(0.2)),
-            nn.Linear(64, 10),
-        ),
-        "cnn": lambda: nn.Sequential(
-            *(nn.Conv2d(1, 32, 3), nn.LeakyReLU(0.01)),
-            *(nn.Conv2d(32, 64, 3), nn.LeakyReLU(0.01), nn.MaxPool2d(2), nn.Dropout(0.25)),
-            *(nn.Conv2d(64, 128, 3), nn.LeakyReLU(0.01), nn.MaxPool2d(2), nn.Dropout(0.25)),
-            *(nn.Flatten(), nn.Linear(3200, 512), nn.LeakyReLU(0.01), nn.Dropout(0.5)),
-            nn.Linear(512, 10),
-        ),
-    }
-    layout = torch.channels_last if channels_last else torch.contiguous_format
-    network = networks[model]().to(memory_format=layout)
-    optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=MOMENTUM)
-    loss_of = nn.CrossEntropyLoss()
-    arrays = batch(size)
-    images = torch.from_numpy(arrays[0]).to(memory_format=layout)
-    labels = torch.from_numpy(arrays[1])
-
-    def step() -> None:
-        loss = loss_of(network(images), labels)
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-
-    return step
-
-
-CONTENDERS: dict[str, Callable[[str, int], Step]] = {
-    "tinygrad_nnfs": tinygrad_nnfs_step,
-    "torch": torch_step,
-    "torch-channels-last": lambda model, size: torch_step(model, size, channels_last=True),
-}
+CALLS = {"mlp": 200, "cnn": 10}
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--model", choices=["mlp", "cnn"], default="cnn")
-    parser.add_argument("--batch-size", type=at_least(1), default=64, metavar="N")
+    contenders.add_arguments(parser)
     parser.add_argument(
-        "--against",
-        nargs="*",
-        choices=[name for name in CONTENDERS if name != "tinygrad_nnfs"],
-        default=["torch"],
-        help="the peers (default: torch, in its default NCHW layout)",
+        "--batch-size", type=at_least(1), default=64, metavar="N", help="(default: 64)"
     )
     parser.add_argument(
-        "--rounds", type=at_least(2), default=10, metavar="N", help="turns of each peer"
+        "--momentum",
+        type=fraction,
+        default=0.9,
+        metavar="MU",
+        help="of the SGD step; 0 is plain SGD (default: 0.9)",
     )
-    parser.add_argument("--memory-of", choices=list(CONTENDERS), help=argparse.SUPPRESS)
-
-
-def run(options: argparse.Namespace) -> None:
-    if options.memory_of:
-        print(added_memory(options.memory_of, options.model, options.batch_size))
-        return
-    if options.against and importlib.util.find_spec("torch") is None:
-        sys.exit("benchmarks: PyTorch is not installed: pip install 'tinygrad_nnfs[bench]'")
-
-    names = ["tinygrad_nnfs", *options.against]
-    calls, warm_up = (10, 3) if options.model == "cnn" else (200, 30)
-    steps = {name: CONTENDERS[name](options.model, options.batch_size) for name in names}
-    times = interleave(steps, options.rounds, calls, warm_up)
-
-    print(f"{options.model} training step, batch {options.batch_size}, float32, default threads")
-    print(f"{options.rounds} interleaved rounds of {calls} steps\n")
-    print(f"{'':22}{'median ms':>10}{'quartiles':>18}{'ratio':>8}{'MB added':>10}")
-    for name in names:
-        low, median, high = (1e3 * t for t in quartiles(times[name]))
-        ratio = median_ratio(times["tinygrad_nnfs"], times[name], calls)
-        memory = memory_in_fresh_process(name, options)
-        spread = f"{low:.3f}-{high:.3f}"
-        print(f"{name:22}{median:10.3f}{spread:>18}{ratio:8.2f}{memory:10.0f}")
-    print(
-        "\nratio: tinygrad_nnfs's time over this one's, the median over the rounds of the ratio of"
+    parser.add_argument(
+        "--rounds",
+        type=at_least(2),
+        default=10,
+        metavar="N",
+        help="turns of each contender (default: 10)",
     )
-    print("their medians in a round; below 1, tinygrad_nnfs is faster")
-    print("MB added: the process's peak after 10 steps, less its peak before the first")
+    parser.add_argument(
+        "--calls",
+        type=at_least(1),
+        metavar="N",
+        help="steps in a turn (default: 10 of the CNN, 200 of the MLP)",
+    )
+    parser.add_argument(
+        "--first-step",
+        action="store_true",
+        help="time import and first step, too, in fresh processes",
+    )
 
 
-def added_memory(name: str, model: str, size: int) -> float:
-    """MB by which ten steps raise this process's peak memory. Meant for a fresh process."""
-    step = CONTENDERS[name](model, size)
-    before = _peak_memory()
-    for _ in range(10):
+def run(options: argparse.Namespace) -> Report:
+    model, size, momentum = options.model, options.batch_size, options.momentum
+    calls = options.calls or CALLS[model]
+
+    def build(name: str) -> Step:
+        step = CONTENDERS[name].trainer(model, momentum)(size)
         step()
-    return _peak_memory() - before
+        return step
+
+    steps, left_out = contenders.built(contenders.names(options), build)
+    progress(f"{options.rounds} rounds of {calls} steps: {', '.join(steps)}")
+    times = interleave(steps, options.rounds, calls, warm_up(calls))
+
+    rows: list[Row] = []
+    for name in steps:
+        low, median, high = quartiles(times[name])
+        row: Row = {
+            "contender": name,
+            "median_ms": 1e3 * median,
+            "lower_quartile_ms": 1e3 * low,
+            "upper_quartile_ms": 1e3 * high,
+            "ratio": median_ratio(times[OURS], times[name], calls),
+            "added_memory_mb": added_memory(name, model, size, momentum),
+        }
+        if options.first_step:
+            progress(f"first step of {name}")
+            start = first_step(name, model, size, momentum)
+            row["import_s"], row["first_step_s"] = start
+        rows.append(row)
+
+    columns = [
+        Column("contender", "contender"),
+        Column("median_ms", "median ms", ".3f"),
+        Column("lower_quartile_ms", "25 %", ".3f"),
+        Column("upper_quartile_ms", "75 %", ".3f"),
+        Column("ratio", "ratio", ".2f"),
+        Column("added_memory_mb", "MB added", ".0f"),
+    ]
+    notes = [
+        "ratio: tinygrad_nnfs's time over this one's, the median over the rounds of the ratio of",
+        "their medians in a round; below 1, tinygrad_nnfs is faster",
+        "MB added: by which ten steps raise a fresh process's peak memory, after one step of the",
+        "same network at batch size 1, with which libraries and compiled kernels are loaded;",
+        "torch-compile, jax and tinygrad compile for every batch size, and that counts",
+        *contenders.LEGEND,
+        *left_out,
+    ]
+    if options.first_step:
+        columns += [Column("import_s", "import s", ".2f"), Column("first_step_s", "step s", ".2f")]
+        notes += [
+            "import s, step s: from the start of a process to the end of the import, and to that",
+            "of the first step; medians of 3 processes, after one that compiled into files what",
+            "is compiled into files",
+        ]
+    title = (
+        f"{model} training step, batch {size}, momentum {momentum:g}, float32, default threads\n"
+        f"{options.rounds} interleaved rounds, {calls} steps in each"
+    )
+    return Report(title, columns, rows, notes, partial(draw, rows, title))
 
 
-def _peak_memory() -> float:
-    """This process's peak resident memory in MB; NaN where the system does not tell (not Linux)."""
-    status = Path("/proc/self/status")
-    if not status.exists():
-        return math.nan
-    # getrusage's figure is no use here: a child inherits its parent's
-    kibibytes = re.search(r"VmHWM:\s*(\d+) kB", status.read_text())
-    return int(kibibytes[1]) / 1024 if kibibytes else math.nan
-
-
-def memory_in_fresh_process(name: str, options: argparse.Namespace) -> float:
-    command = [sys.executable, "-m", "benchmarks", "train-step", "--memory-of", name]
-    command += ["--model", options.model, "--batch-size", str(options.batch_size)]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
+def draw(rows: list[Row], title: str, figure: Any) -> None:
+    axes = figure.subplots()
+    bars(axes, [row["contender"] for row in rows], rows, "ms a step: median, quartiles")
+    axes.set_title(title)

@@ -1,0 +1,76 @@
+"""The two networks in this library: see contenders.py."""
+
+import contextlib
+from collections.abc import Callable, Iterator
+
+from tinygrad_nnfs.models.cnn import CNN
+from tinygrad_nnfs.models.mlp import MLP
+
+from benchmarks.contenders import Step
+from benchmarks.random_data import LR, batches, images, labels
+from tinygrad_nnfs import Tensor, no_grad, optim, reference_kernels, use_blas_threads
+from tinygrad_nnfs.kernels import loops
+from tinygrad_nnfs.ops import softmax_cross_entropy
+
+NETWORKS = {"mlp": MLP, "cnn": CNN}
+
+
+@contextlib.contextmanager
+def without_numba() -> Iterator[None]:
+    """The library as it is where numba is not installed."""
+    before = loops.numba_is_installed, loops.best
+    loops.numba_is_installed, loops.best = lambda: False, lambda: loops
+    try:
+        yield
+    finally:
+        loops.numba_is_installed, loops.best = before
+
+
+KERNELS = {
+    "fast": contextlib.nullcontext,
+    "numpy": without_numba,
+    "reference": reference_kernels,
+}
+
+
+def network_of(model: str) -> CNN | MLP:
+    """The network, with BLAS's threads as `nnfs train` sets them: for dense layers alone."""
+    use_blas_threads(model == "mlp")
+    return NETWORKS[model]()
+
+
+def trainer(model: str, momentum: float, kernels: str = "fast") -> Callable[[int], Step]:
+    network = network_of(model)
+    optimizer = optim.SGD(network.parameters(), lr=LR, momentum=momentum)
+    chosen_kernels = KERNELS[kernels]
+
+    def on_batches_of(size: int) -> Step:
+        x, y = images(size), labels(size)
+
+        def step() -> Tensor:
+            with chosen_kernels():
+                loss = softmax_cross_entropy(network(x), y)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+            return loss
+
+        return step
+
+    return on_batches_of
+
+
+def predictor(model: str, kernels: str = "fast") -> Callable[[int, int], Step]:
+    network = network_of(model).eval()
+    chosen_kernels = KERNELS[kernels]
+
+    def on_images(n: int, batch_size: int) -> Step:
+        x, parts = images(n), batches(n, batch_size)
+
+        def predict() -> list[Tensor]:
+            with chosen_kernels(), no_grad():
+                return [network(x[part]) for part in parts]
+
+        return predict
+
+    return on_images
