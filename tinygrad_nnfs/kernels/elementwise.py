@@ -15,6 +15,7 @@ from tinygrad_nnfs.ops.dropout import check_dropout, dropout
 from tinygrad_nnfs.ops.pooling import max_pool2d
 
 SIZE = 2**18  # elements of a piece: 1 MiB in float32
+BITS = 2**15  # random integers drawn at a time: memory that the allocator keeps
 
 
 def _is_worth_it(x, **_):
@@ -88,8 +89,10 @@ def dropout_in_pieces(xp, x, *, p, key):
         return kept
 
     def draw(piece):
-        bits = backend.random_bits(np, key, (piece.stop - piece.start,), skip=piece.start)
-        np.greater_equal(bits, round(p * 2**16), out=flat_keep[piece])
+        for part in threads.pieces(piece.stop - piece.start, BITS):
+            first, last = piece.start + part.start, piece.start + part.stop
+            bits = backend.random_bits(np, key, (last - first,), skip=first)
+            np.greater_equal(bits, round(p * 2**16), out=flat_keep[first:last])
 
     return drop(x, draw), drop
 
