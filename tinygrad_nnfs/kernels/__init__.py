@@ -8,5 +8,6 @@ from tinygrad_nnfs.kernels import descent as descent
 from tinygrad_nnfs.kernels import elementwise as elementwise
 from tinygrad_nnfs.kernels import im2col as im2col
 from tinygrad_nnfs.kernels import loss as loss
+from tinygrad_nnfs.kernels import reshape as reshape
 from tinygrad_nnfs.kernels import shared_columns as shared_columns
 from tinygrad_nnfs.kernels import winograd as winograd

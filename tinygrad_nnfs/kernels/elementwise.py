@@ -89,8 +89,8 @@ def dropout_in_pieces(xp, x, *, p, key):
         return kept
 
     def draw(piece):
-        for part in threads.pieces(piece.stop - piece.start, BITS):
-            first, last = piece.start + part.start, piece.start + part.stop
+        for first in range(piece.start, piece.stop, BITS):
+            last = min(first + BITS, piece.stop)
             bits = backend.random_bits(np, key, (last - first,), skip=first)
             np.greater_equal(bits, round(p * 2**16), out=flat_keep[first:last])
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-SMALLEST = 2**18  # bytes: below this, the system's allocator keeps what is freed
+SMALLEST = 2**17  # bytes: below this, the system's allocator keeps what is freed
 KEPT = 2**29  # bytes remembered at most, the arrays in use included
 
 _lock = threading.Lock()
@@ -58,8 +58,17 @@ def _forget_unused() -> None:
 
 def empty_like(x: Any, dtype: Any = None) -> np.ndarray:
     """An array with any content, of x's shape and in its memory order."""
-    if x.nbytes < SMALLEST:
+    dtype = x.dtype if dtype is None else np.dtype(dtype)
+    if x.size * dtype.itemsize < SMALLEST:
         return np.empty_like(x, dtype)
-    order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
-    dense = empty(tuple(x.shape[axis] for axis in order), x.dtype if dtype is None else dtype)
-    return dense.transpose(np.argsort(order))
+    return empty_in_order(x.shape, order_of(x), dtype)
+
+
+def order_of(x: Any) -> list[int]:
+    """The axes of x from the outermost in memory to the innermost."""
+    return sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+
+
+def empty_in_order(shape: tuple[int, ...], order: list[int], dtype: Any) -> np.ndarray:
+    """An array with any content, its axes in memory in `order`."""
+    return empty(tuple(shape[axis] for axis in order), dtype).transpose(np.argsort(order))

@@ -30,6 +30,8 @@ def _(draw):
     yield draw.case(draw.normal(a, b, c), shape=(c, a * b))
     yield draw.case(draw.normal(a + 1, b + 1), shape=(-1, a + 1))
     yield draw.case(draw.normal(), shape=(1, 1))
+    # in another memory order, as a convolution leaves images
+    yield draw.case(draw.normal(b + 2, c + 2, 2).transpose(2, 1, 0), shape=(2, -1))
 
 
 @op(method="transpose", spread=True, saves=0)
