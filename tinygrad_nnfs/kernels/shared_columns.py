@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from tinygrad_nnfs.kernels import memory, threads
 from tinygrad_nnfs.ops.convolution import Geometry, check_precision, conv2d, pair
 
-SIZE = 2**18  # elements that a piece of work reads and writes, in whole images
+SIZE = 2**19  # elements that a piece of work reads and writes, in whole images
 
 
 def is_plain(x, weight, *, stride, dilation, groups):
