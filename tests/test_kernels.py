@@ -26,6 +26,7 @@ from tinygrad_nnfs import (
     use_blas_threads,
 )
 from tinygrad_nnfs.kernels import loops, memory, threads
+from tinygrad_nnfs.nn import Linear
 from tinygrad_nnfs.ops import conv2d, softmax_cross_entropy
 
 needs_numba = pytest.mark.skipif(
@@ -159,9 +160,8 @@ def test_blas_threads_are_used_on_request_alone(monkeypatch):
         pytest.skip("numpy's BLAS is not OpenBLAS")
     seen = []
 
-    def matmul(a, b):
+    def matmul(a, b, out=None):
         seen.append(blas.get_num_threads())
-        return a @ b
 
     monkeypatch.setattr(np, "matmul", matmul)
     a = np.ones((512, 512))
@@ -269,6 +269,18 @@ def test_empty_like_keeps_the_memory_order(order, size):
     y = memory.empty_like(x)
     assert (y.shape, y.strides, y.dtype) == (x.shape, x.strides, x.dtype)
     assert memory.empty_like(x, dtype=bool).shape == x.shape
+
+
+def test_a_weights_gradient_lies_in_memory_as_the_weight_does():
+    """So that an optimiser's pass over both goes straight through memory."""
+    for inputs, outputs, n in ((5, 3, 4), (5, 3, 1), (600, 400, 64)):
+        weight = Linear(inputs, outputs).weight
+        assert weight.numpy().flags.f_contiguous
+        ops.linear(np.ones((n, inputs), np.float32), weight).sum().backward()
+        gradient = weight.grad.numpy()
+        assert gradient.strides == weight.numpy().strides
+        assert gradient.flags.owndata
+        np.testing.assert_array_equal(gradient, np.full((outputs, inputs), n))
 
 
 # -- which kernel runs -----------------------------------------------------------------------------

@@ -162,13 +162,16 @@ def op(
         y = make_tensor(output)
         if grad_mode.recording:
             parents: list[Node | Untracked] = []
+            wanted = False
             for i, x in enumerate(inputs):
                 if isinstance(x, Tensor) and x.node is not None:
                     parents.append(x.node)
+                    if rules[i]:
+                        wanted = True
                 else:  # drop its rule and all that it captured: no gradient of images, no weight
                     rules[i] = None  # kept alive by the first layer
                     parents.append(_shape_and_dtype(arrays[i]))
-            if any(rules):
+            if wanted:
                 y.node = Node(name, output.shape, output.dtype, parents, rules)
         return y
 

@@ -8,11 +8,11 @@ walks the record from the loss to the parameters and applies them.
 
 import contextlib
 import copy
-import heapq
 import itertools
 import math
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -263,7 +263,7 @@ class Tensor:
         # The youngest first: when a node's turn comes, all that was made from it has had its own.
         ready = [(self.node.order, self.node)] if self.node.op is not None else []
         while ready:
-            node = heapq.heappop(ready)[1]
+            node = heappop(ready)[1]
             if node.rules is None:
                 raise RuntimeError(
                     f"backward has passed through {node.op} before and freed what it saved: "
@@ -289,7 +289,7 @@ class Tensor:
                     grads[parent] = grads[parent] + dx  # not in place: dx may be a view of dy
                 elif parent.op is not None:
                     grads[parent] = dx
-                    heapq.heappush(ready, (parent.order, parent))
+                    heappush(ready, (parent.order, parent))
                 else:  # a leaf keeps its gradient: that must not be a view of another's memory
                     grads[parent] = dx.copy() if dx is dy or dx.base is not None else dx
             if not retain_graph:

@@ -10,8 +10,14 @@ from tinygrad_nnfs.ops.linear import check_linear, linear, matmul
 
 SIZE = 128  # rows or columns of a product that a piece computes
 
+
+def _like(matrix):
+    """An array of the matrix's shape, dtype and memory order, C or F, that owns its memory."""
+    return memory.empty(matrix.shape, matrix.dtype, order="C" if matrix.flags.c_contiguous else "F")
+
+
 # what the ops find as xp: all that these two need of it
-_numpy = SimpleNamespace(matmul=threads.matmul)
+_numpy = SimpleNamespace(matmul=threads.matmul, multiply=np.multiply, empty_like=_like)
 
 
 def _is_array(a, b, bias=None):
@@ -60,7 +66,7 @@ def linear_in_pieces(xp, x, weight, bias=None):
 
     def dweight(dy):
         dy = dy.reshape(-1, out)
-        gradient = memory.empty((out, into), dy.dtype)
+        gradient = _like(weight)
 
         def backward(piece):
             np.matmul(dy[:, piece].T, x, out=gradient[piece])

@@ -15,17 +15,17 @@ def applies(theta: Any, gradient: Any) -> bool:
         kernel_mode.enabled
         and type(theta) is type(gradient) is np.ndarray
         and (loops.numba_is_installed() or theta.size > SIZE)
-        and theta.flags.c_contiguous
-        and gradient.flags.c_contiguous
+        and theta.flags.forc
+        and theta.strides == gradient.strides
     )
 
 
 def step(theta: Any, gradient: Any, velocity: Any, *settings: float) -> None:
     """Update theta in place, and velocity where there is one; settings: see `loops`."""
-    arrays = [theta.reshape(-1), gradient.reshape(-1)]
+    arrays = [theta.ravel(order="K"), gradient.ravel(order="K")]
     update = loops.best().gradient_step
     if velocity is not None:
-        arrays.append(velocity.reshape(-1))
+        arrays.append(velocity.ravel(order="K"))
         update = loops.best().momentum_step
     if not threads.is_large(theta.size):
         update(*arrays, *settings)

@@ -9,7 +9,7 @@ whoever holds an array, or a view of it, is counted.
 import math
 import sys
 import threading
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -17,7 +17,7 @@ SMALLEST = 2**17  # bytes: below this, the system's allocator keeps what is free
 KEPT = 2**29  # bytes remembered at most, the arrays in use included
 
 _lock = threading.Lock()
-_arrays: dict[Any, list[np.ndarray]] = {}  # by shape and dtype
+_arrays: dict[Any, list[np.ndarray]] = {}  # by shape, dtype and order
 
 
 def _references(arrays: list[np.ndarray], i: int) -> int:
@@ -27,12 +27,12 @@ def _references(arrays: list[np.ndarray], i: int) -> int:
 _UNUSED = _references([np.empty(0)], 0)  # of an array that only its list has
 
 
-def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
-    """A C-contiguous array with any content, like np.empty's."""
+def empty(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
+    """An array with any content, like np.empty's."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < SMALLEST:
-        return np.empty(shape, dtype)
-    key = (shape, np.dtype(dtype))
+        return np.empty(shape, dtype, order)
+    key = (shape, np.dtype(dtype), order)
     with _lock:
         arrays = _arrays.setdefault(key, [])
         for i in range(len(arrays)):
@@ -40,7 +40,7 @@ def empty(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
                 return arrays[i]
         if _remembered() + size > KEPT:
             _forget_unused()
-        array = np.empty(shape, dtype)
+        array = np.empty(shape, dtype, order)
         if _remembered() + size <= KEPT:
             arrays.append(array)
         return array

@@ -179,13 +179,13 @@ class single_threaded_blas:  # noqa: N801, used like a function
                     blas.set_num_threads(blas.before)
 
 
-def matmul(a: Any, b: Any) -> Any:
+def matmul(a: Any, b: Any, out: Any = None) -> Any:
     """np.matmul with BLAS at one thread, unless `use_blas_threads` allows more."""
     # BLAS itself takes one thread for the smallest ones
     if _blas_threads or a.size * b.shape[-1] < 2**17:
-        return np.matmul(a, b)
+        return np.matmul(a, b, out=out)
     with single_threaded_blas():
-        return np.matmul(a, b)
+        return np.matmul(a, b, out=out)
 
 
 # -- memory ----------------------------------------------------------------------------------------
