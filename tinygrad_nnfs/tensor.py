@@ -16,6 +16,7 @@ from heapq import heappop, heappush
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy import ndarray
 
 from tinygrad_nnfs import backend
 from tinygrad_nnfs.backend import Array
@@ -276,7 +277,10 @@ class Tensor:
                 parent: Any = node.inputs[i]  # a Node: it has a rule
                 try:
                     dx = rule(dy)
-                    fits = dx.shape == parent.shape and dx.dtype == parent.dtype
+                    # `is` first: a comparison of dtypes takes as long as the rest of the line
+                    fits = dx.shape == parent.shape and (
+                        dx.dtype is parent.dtype or dx.dtype == parent.dtype
+                    )
                 except Exception as error:
                     error.add_note(f"in the rule of {node.op} for input {i}")
                     raise
@@ -297,8 +301,8 @@ class Tensor:
         for leaf, grad in grads.items():  # all others have been popped
             if leaf.grad is not None:
                 grad = leaf.grad.data + grad
-            if isinstance(grad, np.generic):
-                grad = np.asarray(grad)  # numpy turns what would be a 0-d array into a scalar
+            if type(grad) is not ndarray:  # numpy turns what would be a 0-d array into a scalar
+                grad = backend.of(grad).asarray(grad)
             leaf.grad = make_tensor(grad)
 
     def _upstream(self, gradient: Any) -> Array:
