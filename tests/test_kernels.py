@@ -307,6 +307,20 @@ def test_winograd_runs_where_it_applies_and_exact_does_without():
     assert "conv2d_winograd" not in variants_of(p)
 
 
+def test_the_most_special_convolution_runs():
+    x = np.ones((64, 16, 20, 20), np.float32)
+    weight = np.ones((16, 16, 3, 3), np.float32)
+    expected = "conv2d_winograd" if loops.numba_is_installed() else "conv2d_shared_columns"
+    for options, variant in (
+        ({}, expected),
+        ({"precision": "exact"}, "conv2d_shared_columns"),
+        ({"stride": 2}, "conv2d_in_pieces"),
+    ):
+        with profile() as p:
+            conv2d(x, weight, **options)
+        assert variants_of(p) == {variant}
+
+
 def test_unknown_precision_is_refused():
     with pytest.raises(ValueError, match="precision must be 'fast' or 'exact', found 'low'"):
         conv2d(np.zeros((1, 1, 3, 3)), np.zeros((1, 1, 3, 3)), precision="low")
