@@ -32,14 +32,14 @@ INSTALL = {
 
 @dataclass
 class Contender:
-    library: str
+    framework: str
     settings: dict[str, Any] = field(default_factory=dict)
     compiles: bool = False  # its code, with a compiler that the system may lack
     needs: str | None = None  # another package than the library
 
     @property
     def package(self) -> str:
-        return self.needs or self.library
+        return self.needs or self.framework
 
     @property
     def is_installed(self) -> bool:
@@ -52,7 +52,7 @@ class Contender:
         return self._module().predictor(model, **self.settings)
 
     def _module(self) -> Any:
-        return importlib.import_module(f"benchmarks.in_{self.library}")
+        return importlib.import_module(f"benchmarks.in_{self.framework}")
 
 
 OURS = "tinygrad_nnfs"

@@ -90,7 +90,7 @@ def _measure_start(
     name: str, model: str, batch_size: int, momentum: float, started: float
 ) -> tuple[float, float]:
     contender = CONTENDERS[name]
-    importlib.import_module(contender.library)
+    importlib.import_module(contender.framework)
     imported = time.time() - started
     contender.trainer(model, momentum)(batch_size)()
     return imported, time.time() - started

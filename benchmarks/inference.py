@@ -47,7 +47,7 @@ def run(options: argparse.Namespace) -> Report:
     def build(name: str) -> dict[int, Step]:
         """A step for each batch size."""
         on_images = CONTENDERS[name].predictor(model)
-        ours = CONTENDERS[name].library == OURS
+        ours = CONTENDERS[name].framework == OURS
         sizes = [options.batch_size] if ours else PEER_BATCH_SIZES
         steps = {size: on_images(images, size) for size in sorted({min(s, images) for s in sizes})}
         for step in steps.values():
@@ -70,7 +70,7 @@ def run(options: argparse.Namespace) -> Report:
         rows.append(
             {
                 "contender": name,
-                "library": CONTENDERS[name].library,
+                "framework": CONTENDERS[name].framework,
                 "batch_size": size,
                 "median_ms": 1e3 * median,
                 "lower_quartile_ms": 1e3 * low,
@@ -90,8 +90,8 @@ def run(options: argparse.Namespace) -> Report:
         Column("best", ""),
     ]
     for row in rows:
-        if row["library"] != OURS:
-            row["best"] = "best" if row is _best(rows, row["library"]) else ""
+        if row["framework"] != OURS:
+            row["best"] = "best" if row is _best(rows, row["framework"]) else ""
     notes = [
         "ratio: tinygrad_nnfs's time over this one's, the median over the rounds of the ratio of",
         "their medians in a round; below 1, tinygrad_nnfs is faster",
@@ -107,7 +107,7 @@ def run(options: argparse.Namespace) -> Report:
 
 
 def _best(rows: list[Row], library: str) -> Row:
-    return min((r for r in rows if r["library"] == library), key=lambda r: r["median_ms"])
+    return min((r for r in rows if r["framework"] == library), key=lambda r: r["median_ms"])
 
 
 def draw(rows: list[Row], title: str, figure: Any) -> None:
