@@ -69,6 +69,8 @@ CONTENDERS = {
 PEERS = [name for name in CONTENDERS if name != OURS]
 DEFAULT = {"mlp": ["torch"], "cnn": ["torch", "torch-channels-last"]}
 LEGEND = [
+    "ratio: tinygrad_nnfs's time over this one's, the median over the rounds of the ratio of",
+    "their medians in a round; below 1, tinygrad_nnfs is faster",
     "tinygrad_nnfs-numpy: without numba; -reference: the plain ops, without their faster variants",
     "torch: NCHW, eager; torch-compile: NCHW; jax: jit, NHWC; tinygrad: TinyJit without BEAM",
 ]

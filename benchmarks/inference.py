@@ -6,8 +6,8 @@ from typing import Any
 
 from benchmarks import contenders
 from benchmarks.contenders import CONTENDERS, OURS, Step
-from benchmarks.report import Column, Report, Row, bars, progress
-from benchmarks.timing import at_least, interleave, median_ratio, quartiles, warm_up
+from benchmarks.report import TIMES, Column, Report, Row, bars, progress
+from benchmarks.timing import at_least, in_ms, interleave, median_ratio, warm_up
 
 CALLS = {"mlp": 30, "cnn": 2}
 PEER_BATCH_SIZES = 64, 1000  # both are tried, so that a peer is met at its best
@@ -66,25 +66,21 @@ def run(options: argparse.Namespace) -> Report:
     ours = times[settings[0]]
     rows: list[Row] = []
     for name, size in settings:
-        low, median, high = quartiles(times[name, size])
+        measured = in_ms(times[name, size])
         rows.append(
             {
                 "contender": name,
                 "framework": CONTENDERS[name].framework,
                 "batch_size": size,
-                "median_ms": 1e3 * median,
-                "lower_quartile_ms": 1e3 * low,
-                "upper_quartile_ms": 1e3 * high,
-                "images_per_second": images / median,
+                **measured,
+                "images_per_second": 1e3 * images / measured["median_ms"],
                 "ratio": median_ratio(ours, times[name, size], calls),
             }
         )
     columns = [
         Column("contender", "contender"),
         Column("batch_size", "batch", "d"),
-        Column("median_ms", "median ms", ".3f"),
-        Column("lower_quartile_ms", "25 %", ".3f"),
-        Column("upper_quartile_ms", "75 %", ".3f"),
+        *TIMES,
         Column("images_per_second", "images/s", ".0f"),
         Column("ratio", "ratio", ".2f"),
         Column("best", ""),
@@ -93,8 +89,6 @@ def run(options: argparse.Namespace) -> Report:
         if row["framework"] != OURS:
             row["best"] = "best" if row is _best(rows, row["framework"]) else ""
     notes = [
-        "ratio: tinygrad_nnfs's time over this one's, the median over the rounds of the ratio of",
-        "their medians in a round; below 1, tinygrad_nnfs is faster",
         "best: the fastest of its library's contenders and batch sizes",
         *contenders.LEGEND,
         *left_out,

@@ -36,6 +36,13 @@ class Column(NamedTuple):
     format: str = ""  # of a number; text columns have none and are aligned left
 
 
+TIMES = [  # of rows that hold `timing.in_ms`
+    Column("median_ms", "median ms", ".3f"),
+    Column("lower_quartile_ms", "25 %", ".3f"),
+    Column("upper_quartile_ms", "75 %", ".3f"),
+]
+
+
 @dataclass
 class Report:
     """What a benchmark measured. `draw` fills an empty matplotlib figure with its plot."""

@@ -5,8 +5,8 @@ from functools import partial
 from typing import Any
 
 from benchmarks.contenders import CONTENDERS, OURS, Step
-from benchmarks.report import Column, Report, Row, cores, fail, progress
-from benchmarks.timing import at_least, interleave, quartiles, warm_up
+from benchmarks.report import TIMES, Column, Report, Row, cores, fail, progress
+from benchmarks.timing import at_least, in_ms, interleave, warm_up
 from tinygrad_nnfs import manual_seed, num_threads, set_num_threads
 
 MOMENTUM = 0.9
@@ -69,25 +69,21 @@ def run(options: argparse.Namespace) -> Report:
 
     rows: list[Row] = []
     for series, size, count in settings:
-        low, median, high = quartiles(times[series, size, count])
+        measured = in_ms(times[series, size, count])
         rows.append(
             {
                 "series": series,
                 "batch_size": size,
                 "threads": count,
-                "median_ms": 1e3 * median,
-                "lower_quartile_ms": 1e3 * low,
-                "upper_quartile_ms": 1e3 * high,
-                "us_per_image": 1e6 * median / size,
+                **measured,
+                "us_per_image": 1e3 * measured["median_ms"] / size,
             }
         )
     columns = [
         Column("series", "over"),
         Column("batch_size", "batch", "d"),
         Column("threads", "threads", "d"),
-        Column("median_ms", "median ms", ".3f"),
-        Column("lower_quartile_ms", "25 %", ".3f"),
-        Column("upper_quartile_ms", "75 %", ".3f"),
+        *TIMES,
         Column("us_per_image", "us an image", ".1f"),
     ]
     losses_shown = ", ".join(f"{loss:.6f}" for loss in losses[1])

@@ -68,3 +68,9 @@ def median_ratio(ours: list[float], theirs: list[float], calls: int) -> float:
         for times in (ours, theirs)
     ]
     return statistics.median(a / b for a, b in zip(*medians, strict=True))
+
+
+def in_ms(times: list[float]) -> dict[str, float]:
+    """Median and quartiles in milliseconds, under the keys of a report's rows."""
+    low, median, high = (1e3 * t for t in quartiles(times))
+    return {"median_ms": median, "lower_quartile_ms": low, "upper_quartile_ms": high}

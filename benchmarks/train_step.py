@@ -7,8 +7,8 @@ from typing import Any
 from benchmarks import contenders
 from benchmarks.contenders import CONTENDERS, OURS, Step
 from benchmarks.fresh_process import added_memory, first_step
-from benchmarks.report import Column, Report, Row, bars, progress
-from benchmarks.timing import at_least, fraction, interleave, median_ratio, quartiles, warm_up
+from benchmarks.report import TIMES, Column, Report, Row, bars, progress
+from benchmarks.timing import at_least, fraction, in_ms, interleave, median_ratio, warm_up
 
 CALLS = {"mlp": 200, "cnn": 10}
 
@@ -60,12 +60,9 @@ def run(options: argparse.Namespace) -> Report:
 
     rows: list[Row] = []
     for name in steps:
-        low, median, high = quartiles(times[name])
         row: Row = {
             "contender": name,
-            "median_ms": 1e3 * median,
-            "lower_quartile_ms": 1e3 * low,
-            "upper_quartile_ms": 1e3 * high,
+            **in_ms(times[name]),
             "ratio": median_ratio(times[OURS], times[name], calls),
             "added_memory_mb": added_memory(name, model, size, momentum),
         }
@@ -77,15 +74,11 @@ def run(options: argparse.Namespace) -> Report:
 
     columns = [
         Column("contender", "contender"),
-        Column("median_ms", "median ms", ".3f"),
-        Column("lower_quartile_ms", "25 %", ".3f"),
-        Column("upper_quartile_ms", "75 %", ".3f"),
+        *TIMES,
         Column("ratio", "ratio", ".2f"),
         Column("added_memory_mb", "MB added", ".0f"),
     ]
     notes = [
-        "ratio: tinygrad_nnfs's time over this one's, the median over the rounds of the ratio of",
-        "their medians in a round; below 1, tinygrad_nnfs is faster",
         "MB added: by which ten steps raise a fresh process's peak memory, after one step of the",
         "same network at batch size 1, with which libraries and compiled kernels are loaded;",
         "torch-compile, jax and tinygrad compile for every batch size, and that counts",

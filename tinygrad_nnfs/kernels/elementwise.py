@@ -73,7 +73,6 @@ def dropout_in_pieces(xp, x, *, p, key):
     keep = memory.empty_like(x, dtype=bool)
     flat_keep = _flat(keep)
     scale = 1 / (1 - p) if p < 1 else 0.0
-
     compute = loops.best()
 
     def drop(values, prepare=None):
