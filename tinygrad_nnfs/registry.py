@@ -18,7 +18,7 @@ from numpy import ndarray
 
 from tinygrad_nnfs import backend
 from tinygrad_nnfs.backend import Array
-from tinygrad_nnfs.tensor import Node, Tensor, Untracked, as_array, grad_mode, make_tensor
+from tinygrad_nnfs.tensor import Node, Tensor, Untracked, as_array, grad_mode, new_tensor
 
 P = ParamSpec("P")
 
@@ -74,6 +74,8 @@ class Op(Protocol[P]):
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
 
 
+_FLOAT32 = np.dtype(np.float32)
+
 OPS: dict[str, Op[...]] = {}
 
 
@@ -122,11 +124,14 @@ def op(
         return functools.partial(op, method=method, spread=spread, saves=saves, flops=flops)
 
     name = function.__name__
-    signature, kinds, variadic = _read_signature(function)
-    options = frozenset(signature.parameters) - frozenset(kinds)
-    kind_of = tuple(kinds.values())
-    arity = None if variadic else len(kinds)
+    signature, kind_by_name, variadic = _read_signature(function)
+    names, kind_of = list(kind_by_name), tuple(kind_by_name.values())
+    options = frozenset(signature.parameters).difference(names)
+    arity = None if variadic else len(names)
     variants: dict[ModuleType, list[tuple[Callable[..., bool], Callable[..., Any]]]] = {}
+
+    def is_index(i: int) -> bool:
+        return kind_of[0 if variadic else i] is Index
 
     @functools.wraps(function)
     def apply(*inputs: Any, **params: Any) -> Tensor:
@@ -134,10 +139,27 @@ def op(
             inputs, params = _bind(name, signature, inputs, params)
         if params:  # a numpy scalar would impose its dtype on the arrays that it meets
             params = {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
-        arrays: Sequence[Any] = inputs
-        run = function
+        run, xp = function, None
+        arrays: list[Any] = []
+        dtype: Any = None
         try:
-            xp, arrays = _operands(kind_of * len(inputs) if variadic else kind_of, inputs)
+            # Arrays of one floating dtype and numbers, on the CPU, are taken as they are. This is
+            # here and not a function, as is the recording: small networks spend their time on it.
+            for x in inputs:
+                data = x.data if isinstance(x, Tensor) else x
+                if type(data) is ndarray:
+                    if dtype is None:
+                        dtype = data.dtype
+                    elif data.dtype is not dtype and not is_index(len(arrays)):
+                        break
+                elif type(data) not in (float, int) or is_index(len(arrays)):
+                    break
+                arrays.append(data)
+            else:
+                if dtype is _FLOAT32 or (dtype is not None and dtype.kind == "f"):
+                    xp = np
+            if xp is None:
+                xp, arrays = _convert(kind_of * len(inputs) if variadic else kind_of, inputs)
             if variants and kernel_mode.enabled:
                 for when, variant in variants.get(xp, ()):
                     if when(*arrays, **params):
@@ -152,25 +174,30 @@ def op(
             expected = next(
                 (e for e in (ValueError, IndexError) if isinstance(error, e)), TypeError
             )
-            raise expected(f"{_describe(name, kinds, variadic, arrays)}: {error}") from error
+            found = arrays if len(arrays) == len(inputs) else inputs
+            raise expected(f"{_describe(name, names, variadic, found)}: {error}") from error
         if type(result) is not tuple or len(result) != len(inputs) + 1:
-            check_result(name, list(kinds), len(inputs), result)
-        output, *rules = result
+            check_result(name, names, len(inputs), result)
+        output = result[0]
         if type(output) is not ndarray:
-            check_result(name, list(kinds), len(inputs), result)
+            check_result(name, names, len(inputs), result)
             output = xp.asarray(output)  # numpy turns what would be a 0-d array into a scalar
-        y = make_tensor(output)
+        y = new_tensor()
+        y.data, y.node = output, None
         if grad_mode.recording:
-            parents: list[Node | Untracked] = []
-            wanted = False
-            for i, x in enumerate(inputs):
+            rules = [*result]
+            del rules[0]
+            parents = arrays  # each is replaced by its place on the tape: one list less to make
+            wanted, i = False, -1
+            for x in inputs:
+                i += 1  # enumerate takes longer
                 if isinstance(x, Tensor) and x.node is not None:
-                    parents.append(x.node)
+                    parents[i] = x.node
                     if rules[i]:
                         wanted = True
                 else:  # drop its rule and all that it captured: no gradient of images, no weight
                     rules[i] = None  # kept alive by the first layer
-                    parents.append(_shape_and_dtype(arrays[i]))
+                    parents[i] = _shape_and_dtype(arrays[i])
             if wanted:
                 y.node = Node(name, output.shape, output.dtype, parents, rules)
         return y
@@ -245,28 +272,8 @@ def _bind(name: str, signature: inspect.Signature, inputs: Any, params: Any) -> 
     return bound.args, {k: v for k, v in bound.kwargs.items() if k in params}
 
 
-def _operands(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleType, Sequence[Any]]:
-    """The inputs as arrays of one backend and, where they are computed with, of one dtype."""
-    dtype: Any = None
-    arrays: list[Any] = []
-    for x in inputs:  # the common case first: arrays of one floating dtype, and numbers, on the CPU
-        data = x.data if isinstance(x, Tensor) else x
-        if type(data) is ndarray:
-            if dtype is None:
-                dtype = data.dtype
-            elif data.dtype is not dtype and kinds[len(arrays)] is not Index:
-                break
-        elif type(data) not in (float, int) or kinds[len(arrays)] is Index:
-            break
-        arrays.append(data)
-    else:
-        if dtype is not None and dtype.kind == "f":
-            return np, arrays
-    return _convert(kinds, inputs)
-
-
-def _convert(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleType, Sequence[Any]]:
-    """`_operands` for everything else: numbers, lists, arrays, integers, other devices.
+def _convert(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleType, list[Any]]:
+    """The inputs as arrays of one backend and, where they are computed with, of one dtype.
 
     float32 Tensor, float64 array or list or number     -> float32, the Tensor's
     float32 Tensor, float64 Tensor                      -> refused
@@ -316,9 +323,10 @@ def _shape_and_dtype(x: Any) -> Untracked:
     return (x.shape, x.dtype) if hasattr(x, "dtype") else ((), type(x))
 
 
-def _describe(name: str, kinds: dict[str, Any], variadic: bool, arrays: Sequence[Any]) -> str:
+def _describe(name: str, names: list[str], variadic: bool, arrays: Sequence[Any]) -> str:
     """`matmul(a: float32 (2, 3), b: float32 (4,))`, to begin an error message with."""
-    names = [f"{n}[{i}]" for n in kinds for i in range(len(arrays))] if variadic else list(kinds)
+    if variadic:
+        names = [f"{names[0]}[{i}]" for i in range(len(arrays))]
     described = [
         f"{n}: {a.dtype} {a.shape}" if hasattr(a, "shape") else f"{n}: {a!r}"
         for n, a in zip(names, arrays, strict=False)
