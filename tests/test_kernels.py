@@ -25,7 +25,7 @@ from tinygrad_nnfs import (
     set_num_threads,
     use_blas_threads,
 )
-from tinygrad_nnfs.kernels import loops, memory, threads
+from tinygrad_nnfs.kernels import blas, loops, memory, threads
 from tinygrad_nnfs.nn import Linear
 from tinygrad_nnfs.ops import conv2d, softmax_cross_entropy
 
@@ -117,23 +117,23 @@ def test_what_the_work_holds_dies_with_the_call():
 
 
 def test_blas_gets_its_threads_back():
-    blas = threads._blas()
-    if blas is None:
+    library = blas.openblas()
+    if library is None:
         pytest.skip("numpy's BLAS is not OpenBLAS")
-    before = blas.get_num_threads()
+    before = library.get_num_threads()
     seen = []
-    threads.run(lambda _: seen.append(blas.get_num_threads()), range(8))
+    threads.run(lambda _: seen.append(library.get_num_threads()), range(8))
     assert set(seen) == {1}
-    assert blas.get_num_threads() == before
+    assert library.get_num_threads() == before
     with pytest.raises(ZeroDivisionError):
         threads.run(lambda _: 1 // 0, range(2))
-    assert blas.get_num_threads() == before
+    assert library.get_num_threads() == before
 
 
 def test_several_threads_of_the_user_at_once():
     """Each with its own network; BLAS's setting is shared, and right again at the end."""
-    blas = threads._blas()
-    before = blas and blas.get_num_threads()
+    library = blas.openblas()
+    before = library and library.get_num_threads()
     images, labels = batch(4)
     network = CNN().eval()
     expected = network(images).numpy()
@@ -151,26 +151,26 @@ def test_several_threads_of_the_user_at_once():
         worker.join()
     for y in found:
         np.testing.assert_array_equal(y, expected)
-    assert (blas and blas.get_num_threads()) == before
+    assert (library and library.get_num_threads()) == before
 
 
 def test_blas_threads_are_used_on_request_alone(monkeypatch):
-    blas = threads._blas()
-    if blas is None:
+    library = blas.openblas()
+    if library is None:
         pytest.skip("numpy's BLAS is not OpenBLAS")
     seen = []
 
     def matmul(a, b, out=None):
-        seen.append(blas.get_num_threads())
+        seen.append(library.get_num_threads())
 
     monkeypatch.setattr(np, "matmul", matmul)
     a = np.ones((512, 512))
-    ours = blas.get_num_threads()
-    threads.matmul(a, a)
+    ours = library.get_num_threads()
+    blas.matmul(a, a)
     use_blas_threads()
-    threads.matmul(a, a)
+    blas.matmul(a, a)
     use_blas_threads(False)
-    threads.matmul(a, a)
+    blas.matmul(a, a)
     assert seen == [1, ours, 1]
 
 
@@ -193,7 +193,7 @@ def test_environment_sets_the_number_of_threads():
     assert run(show, NNFS_NUM_THREADS="3").stdout == "3\n"
     refused = run(show, NNFS_NUM_THREADS="many")
     assert "NNFS_NUM_THREADS must be an integer >= 1, found 'many'" in refused.stderr
-    if threads._blas() is not None:
+    if blas.openblas() is not None:
         assert run(show, OPENBLAS_NUM_THREADS="1").stdout == "1\n"
 
 

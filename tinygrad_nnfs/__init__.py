@@ -3,7 +3,8 @@
 from tinygrad_nnfs import data, nn, ops, optim
 from tinygrad_nnfs import kernels as kernels
 from tinygrad_nnfs.backend import manual_seed
-from tinygrad_nnfs.kernels.threads import num_threads, set_num_threads, use_blas_threads
+from tinygrad_nnfs.kernels.blas import use_blas_threads
+from tinygrad_nnfs.kernels.threads import num_threads, set_num_threads
 from tinygrad_nnfs.profiling import profile
 from tinygrad_nnfs.registry import OPS, Float, Index, Number, op, reference_kernels
 from tinygrad_nnfs.tensor import Parameter, Tensor, no_grad

@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from tinygrad_nnfs.kernels import memory, threads
+from tinygrad_nnfs.kernels import blas, memory, threads
 from tinygrad_nnfs.ops.linear import check_linear, linear, matmul
 
 SIZE = 128  # rows or columns of a product that a piece computes
@@ -17,7 +17,7 @@ def _like(matrix):
 
 
 # what the ops find as xp: all that these two need of it
-_numpy = SimpleNamespace(matmul=threads.matmul, multiply=np.multiply, empty_like=_like)
+_numpy = SimpleNamespace(matmul=blas.matmul, multiply=np.multiply, empty_like=_like)
 
 
 def _is_array(a, b, bias=None):

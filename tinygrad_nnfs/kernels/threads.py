@@ -5,7 +5,6 @@ they compute. Work is cut by shape, never by the number of threads, so results d
 """
 
 import contextlib
-import ctypes
 import functools
 import math
 import os
@@ -15,6 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
 import numpy as np
+
+from tinygrad_nnfs.kernels import blas
 
 Piece = TypeVar("Piece")
 
@@ -27,10 +28,10 @@ def num_threads() -> int:
         return _chosen
     given = os.environ.get("NNFS_NUM_THREADS")
     if given is None:
-        blas = _blas()
-        if blas is None:
+        openblas = blas.openblas()
+        if openblas is None:
             return 1
-        return blas.before if blas.users else blas.get_num_threads()
+        return openblas.before if openblas.users else openblas.get_num_threads()
     if not given.isdecimal() or int(given) < 1:
         raise ValueError(f"NNFS_NUM_THREADS must be an integer >= 1, found {given!r}")
     return int(given)
@@ -49,20 +50,6 @@ def set_num_threads(count: int) -> None:
     _chosen = count
 
 
-_blas_threads = False
-
-
-def use_blas_threads(allowed: bool = True) -> None:
-    """Let BLAS use its own threads for products that are too small to be handed to ours.
-
-    This is for networks of dense layers alone: BLAS's threads start ten times sooner than ours, but
-    go on spinning after each product, which makes convolutions beside them half as fast again. And
-    the last bits of a product depend on how many they are (OPENBLAS_NUM_THREADS).
-    """
-    global _blas_threads
-    _blas_threads = allowed
-
-
 def run(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
     """`work(piece)` for every piece, this thread and the pool's taking the next one each time."""
     pieces = list(pieces)
@@ -74,8 +61,8 @@ def run(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
         for piece in left:  # one piece to one thread: next() of a list's iterator is atomic
             job[0](piece)
 
-    with single_threaded_blas():
-        if helpers < 1 or _blas() is None:
+    with blas.single_threaded():
+        if helpers < 1 or blas.openblas() is None:
             take()
             return
         futures = [_pool().submit(take) for _ in range(helpers)]
@@ -123,69 +110,6 @@ def _pool() -> ThreadPoolExecutor:
 
 if hasattr(os, "register_at_fork"):  # a forked child has the pool, but none of its threads
     os.register_at_fork(after_in_child=_pool.cache_clear)
-
-
-# -- the BLAS library ------------------------------------------------------------------------------
-
-
-class _Blas:
-    """The thread count of the OpenBLAS that numpy itself computes with."""
-
-    def __init__(self, library: ctypes.CDLL, name: str) -> None:
-        self.get_num_threads: Callable[[], int] = getattr(library, name.format("get"))
-        self.set_num_threads: Callable[[int], None] = getattr(library, name.format("set"))
-        self.lock = threading.Lock()
-        self.users = 0
-        self.before = 1
-
-
-@functools.cache
-def _blas() -> _Blas | None:
-    """None where numpy computes with something else (MKL, Accelerate): it keeps its threads."""
-    try:
-        library = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
-    except (AttributeError, OSError):
-        return None
-    for name in ("scipy_openblas_{}_num_threads64_", "openblas_{}_num_threads64_"):
-        if hasattr(library, name.format("set")):
-            return _Blas(library, name)
-    return None
-
-
-class single_threaded_blas:  # noqa: N801, used like a function
-    """BLAS at one thread inside; the last to leave puts back what was there before the first.
-
-    Threads of ours are woken by pieces of work. BLAS's own would go on spinning after each product
-    for milliseconds, on the very cores that the next pieces need; and how BLAS cuts a product
-    depends on the number of its threads, which changes the last bits of the result.
-    """
-
-    def __enter__(self) -> None:
-        blas = _blas()
-        if blas is not None:
-            with blas.lock:
-                if not blas.users:
-                    blas.before = blas.get_num_threads()
-                    if blas.before > 1:
-                        blas.set_num_threads(1)
-                blas.users += 1
-
-    def __exit__(self, *_: object) -> None:
-        blas = _blas()
-        if blas is not None:
-            with blas.lock:
-                blas.users -= 1
-                if not blas.users and blas.before > 1:
-                    blas.set_num_threads(blas.before)
-
-
-def matmul(a: Any, b: Any, out: Any = None) -> Any:
-    """np.matmul with BLAS at one thread, unless `use_blas_threads` allows more."""
-    # BLAS itself takes one thread for the smallest ones
-    if _blas_threads or a.size * b.shape[-1] < 2**17:
-        return np.matmul(a, b, out=out)
-    with single_threaded_blas():
-        return np.matmul(a, b, out=out)
 
 
 # -- memory ----------------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ im2col's is 2 to 4e-7: hence float32 alone, and `precision="exact"` does without
 
 import numpy as np
 
-from tinygrad_nnfs.kernels import loops, memory, threads
+from tinygrad_nnfs.kernels import blas, loops, memory, threads
 from tinygrad_nnfs.kernels.shared_columns import (
     channels_first,
     channels_last,
@@ -21,7 +21,7 @@ from tinygrad_nnfs.kernels.shared_columns import (
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d
 from tinygrad_nnfs.registry import once
 
-LANES = 16  # channels come in so many: see winograd_transforms
+LANES = 16  # channels come in so many: see compiled_winograd
 TILES = 72  # that a piece of work holds, in whole images, so that it stays in a core's cache
 
 _G = np.array(
@@ -45,6 +45,7 @@ def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, precision=
         and weight.shape[2:] == (3, 3)
         and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
         and loops.numba_is_installed()
+        and blas.openblas() is not None
     )
 
 
@@ -52,7 +53,7 @@ def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, precision=
 def conv2d_winograd(
     xp, x, weight, bias=None, *, stride=1, padding=0, dilation=1, groups=1, precision="fast"
 ):
-    from tinygrad_nnfs.kernels import winograd_transforms as transforms  # numba: only when used
+    from tinygrad_nnfs.kernels import compiled_winograd as compiled  # numba: only when used
 
     geometry = Geometry(x, weight, bias, stride, padding, dilation, groups)
     padding = geometry.padding
@@ -73,10 +74,7 @@ def conv2d_winograd(
 
     def forward(piece):
         v, m = tiles_of(piece, "v", c), tiles_of(piece, "m", o)
-        d, out = images[piece], y[piece]
-        transforms.transform_input(d.reshape(-1), d.shape, padding, v.reshape(-1))
-        np.matmul(v, u, out=m)
-        transforms.transform_output(m.reshape(-1), shift, out.reshape(-1), out.shape)
+        compiled.forward(images[piece], padding, u, shift, v, m, y[piece])
 
     threads.run(forward, pieces)
 
@@ -92,15 +90,11 @@ def conv2d_winograd(
         def backward(i):
             piece = pieces[i]
             v, m = tiles_of(piece, "v", c), tiles_of(piece, "m", o)
-            d, dout, dd = images[piece], dy[piece], dimages[piece]
-            transforms.transform_output_adjoint(dout.reshape(-1), dout.shape, m.reshape(-1))
-            m[7].sum(axis=0, out=dbiases[i])  # of the 36, the one that is the sum of a tile
-            transforms.transform_input(d.reshape(-1), d.shape, padding, v.reshape(-1))
             du = threads.scratch("du", (36, o, c), np.float32)
-            np.matmul(m.transpose(0, 2, 1), v, out=du)
-            np.matmul(_GG.T, du.reshape(36, o * c), out=dweights[i])
-            np.matmul(m, u, out=v)
-            transforms.transform_input_adjoint(v.reshape(-1), dd.shape, padding, dd.reshape(-1))
+            compiled.backward(
+                *(images[piece], padding, u, dy[piece], v, m, du, _GG),
+                *(dimages[piece], dweights[i], dbiases[i]),
+            )
 
         threads.run(backward, range(len(pieces)))
         dweight = np.ascontiguousarray(dweights.sum(axis=0).T).reshape(weight.shape)
@@ -122,6 +116,6 @@ def _transform_kernels(weight):
     """U = G g G^T: (a, b, 3, 3) -> (36, a, b)."""
     a, b = weight.shape[:2]
     u = memory.empty((36, a, b), np.float32)
-    with threads.single_threaded_blas():
+    with blas.single_threaded():
         np.matmul(_GG, weight.reshape(a * b, 9).T, out=u.reshape(36, a * b))
     return u

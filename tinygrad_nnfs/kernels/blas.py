@@ -1,0 +1,88 @@
+"""The BLAS library that numpy computes with: its threads, and its matrix product.
+
+OpenBLAS is what numpy's wheels bring along, and the one whose threads can be told from here. Where
+numpy computes with something else (MKL, Accelerate) that keeps its threads, and there are no pieces
+on several threads of ours.
+"""
+
+import contextlib
+import ctypes
+import functools
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+_blas_threads = False
+
+
+def use_blas_threads(allowed: bool = True) -> None:
+    """Let BLAS use its own threads for products that are too small to be handed to ours.
+
+    This is for networks of dense layers alone: BLAS's threads start ten times sooner than ours, but
+    go on spinning after each product, which makes convolutions beside them half as fast again. And
+    the last bits of a product depend on how many they are (OPENBLAS_NUM_THREADS).
+    """
+    global _blas_threads
+    _blas_threads = allowed
+
+
+class OpenBlas:
+    """What is called in numpy's own OpenBLAS, and who wants it at one thread."""
+
+    def __init__(self, handle: ctypes.CDLL, prefix: str) -> None:
+        self.get_num_threads: Callable[[], int] = handle[f"{prefix}openblas_get_num_threads64_"]
+        self.set_num_threads: Callable[[int], None] = handle[f"{prefix}openblas_set_num_threads64_"]
+        sgemm = ctypes.cast(handle[f"{prefix}cblas_sgemm64_"], ctypes.c_void_p)
+        self.sgemm = sgemm.value  # its address, for compiled kernels
+        self.lock = threading.Lock()
+        self.users = 0
+        self.before = 1
+
+
+@functools.cache
+def openblas() -> OpenBlas | None:
+    """None where numpy computes with something else (MKL, Accelerate): it keeps its threads."""
+    with contextlib.suppress(AttributeError, OSError):
+        handle = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
+        for prefix in ("scipy_", ""):  # of all names; the 64_ behind them: sizes are 64-bit
+            if hasattr(handle, f"{prefix}cblas_sgemm64_"):
+                return OpenBlas(handle, prefix)
+    return None
+
+
+class single_threaded:  # noqa: N801, used like a function
+    """BLAS at one thread inside; the last to leave puts back what was there before the first.
+
+    Threads of ours are woken by pieces of work. BLAS's own would go on spinning after each product
+    for milliseconds, on the very cores that the next pieces need; and how BLAS cuts a product
+    depends on the number of its threads, which changes the last bits of the result.
+    """
+
+    def __enter__(self) -> None:
+        blas = openblas()
+        if blas is not None:
+            with blas.lock:
+                if not blas.users:
+                    blas.before = blas.get_num_threads()
+                    if blas.before > 1:
+                        blas.set_num_threads(1)
+                blas.users += 1
+
+    def __exit__(self, *_: object) -> None:
+        blas = openblas()
+        if blas is not None:
+            with blas.lock:
+                blas.users -= 1
+                if not blas.users and blas.before > 1:
+                    blas.set_num_threads(blas.before)
+
+
+def matmul(a: Any, b: Any, out: Any = None) -> Any:
+    """np.matmul with BLAS at one thread, unless `use_blas_threads` allows more."""
+    # BLAS itself takes one thread for the smallest ones
+    if _blas_threads or a.size * b.shape[-1] < 2**17:
+        return np.matmul(a, b, out=out)
+    with single_threaded():
+        return np.matmul(a, b, out=out)
