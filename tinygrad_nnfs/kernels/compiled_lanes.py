@@ -22,6 +22,7 @@ class LanesType(types.Type):
 
 lanes = LanesType()
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_INT = ir.IntType(32)
 
 
 @register_model(LanesType)
@@ -35,12 +36,29 @@ def _address(context, builder, array_type, array, offset):
     return builder.bitcast(builder.gep(data, [offset]), _VECTOR.as_pointer())
 
 
+def _spread(builder, number):
+    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), number, _INT(0))
+    return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_INT, LANES), None))
+
+
 @intrinsic
 def load(typingctx, array, offset):
     """The lanes at array[offset], ... of a flat float32 array."""
 
     def build(context, builder, signature, args):
         return builder.load(_address(context, builder, signature.args[0], *args), align=4)
+
+    return lanes(array, types.intp), build
+
+
+@intrinsic
+def load_one(typingctx, array, offset):
+    """The number at array[offset] of a flat float32 array, in all lanes."""
+
+    def build(context, builder, signature, args):
+        array, offset = args
+        data = context.make_array(signature.args[0])(context, builder, array).data
+        return _spread(builder, builder.load(builder.gep(data, [offset])))
 
     return lanes(array, types.intp), build
 
@@ -63,13 +81,26 @@ def fill(typingctx, number):
     """One float32 in all lanes."""
 
     def build(context, builder, signature, args):
-        one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), args[0], _INT(0))
-        return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_INT, LANES), None))
+        return _spread(builder, *args)
 
     return lanes(types.float32), build
 
 
-_INT = ir.IntType(32)
+@intrinsic
+def total(typingctx, value):
+    """The sum of the lanes."""
+
+    def build(context, builder, signature, args):
+        half = LANES // 2
+        (value,) = args
+        while half:  # each time the upper half is added to the lower
+            order = [half + i if i < half else i for i in range(LANES)]
+            moved = ir.Constant(ir.VectorType(_INT, LANES), order)
+            value = builder.fadd(value, builder.shuffle_vector(value, value, moved))
+            half //= 2
+        return builder.extract_element(value, _INT(0))
+
+    return types.float32(lanes), build
 
 
 def _arithmetic(operation, instruction):

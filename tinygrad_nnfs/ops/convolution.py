@@ -256,3 +256,8 @@ def _(draw):
     # as many channels as the kernels for networks ask for
     x = draw.normal(draw.integer(0, 2), 16, draw.integer(3, 8), draw.integer(3, 8))
     yield draw.case(x, draw.normal(16, 16, 3, 3), draw.normal(16), padding=draw.integer(0, 2))
+    # and as few as the first layer of one sees
+    x = draw.normal(draw.integer(0, 2), draw.integer(1, 3), draw.integer(5, 8), draw.integer(5, 8))
+    weight = draw.normal(draw.choice([16, 32]), x.shape[1], *draw.sizes(2, largest=3))
+    options = {"stride": draw.sizes(2, largest=2), "dilation": draw.sizes(2, largest=2)}
+    yield draw.case(x, weight, draw.normal(len(weight)), padding=draw.integer(0, 2), **options)
