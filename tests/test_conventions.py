@@ -4,8 +4,15 @@ import numpy as np
 import pytest
 
 from tinygrad_nnfs import Tensor, backend, ops
+from tinygrad_nnfs.registry import kernel_mode
 
 NAN, INF = np.nan, np.inf
+
+
+@pytest.fixture(autouse=True, params=[True, False], ids=["kernels", "reference"])
+def implementation(request, monkeypatch):
+    """Each convention holds for the op itself and for the variant that runs in its place."""
+    monkeypatch.setattr(kernel_mode, "enabled", request.param)
 
 
 def gradient(function, *arrays):
@@ -200,8 +207,9 @@ def test_once_is_not_misled_by_a_gradient_array_that_is_used_again():
     assert weight.grad.item() == pytest.approx(3 * first)
 
 
-@pytest.mark.parametrize("index", [np.array([0, 1]), [0, 1]])
-def test_an_index_may_change_after_the_forward(index):
+@pytest.mark.parametrize("kind", [np.array, list])
+def test_an_index_may_change_after_the_forward(kind):
+    index = kind([0, 1])
     x = Tensor(np.zeros(3), requires_grad=True)
     y = x[index].sum()
     index[:] = [2, 2]
@@ -236,6 +244,14 @@ def test_dropout_mask_follows_from_the_key_alone():
     y = ops.dropout(x, p=0.5, key=(7, 8)).numpy()
     other_layout = np.ascontiguousarray(x.transpose(2, 1, 3, 0)).transpose(3, 1, 0, 2)
     np.testing.assert_array_equal(ops.dropout(other_layout, p=0.5, key=(7, 8)).numpy(), y)
+
+
+@pytest.mark.parametrize("size", [1, 17, 1023, 1025, 2**18 + 2**15 + 1])
+@pytest.mark.parametrize("key", [(0, 0), (5, 2**64 - 1)])
+def test_dropout_masks_are_the_bits_of_the_stream(size, key):
+    y = ops.dropout(np.ones(size, np.float32), p=0.25, key=key).numpy()
+    words = np.random.Philox(key=np.array(key, np.uint64)).random_raw(-(-size // 4))
+    np.testing.assert_array_equal(y != 0, words.view(np.uint16)[:size] >= 2**14)
 
 
 def test_philox_known_answer():

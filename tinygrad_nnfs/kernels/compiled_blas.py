@@ -4,8 +4,6 @@ The function is the one that numpy itself calls, found at its address, so result
 numpy's. Its name is resolved when a kernel is loaded: kernels that call it can be cached on disk.
 """
 
-from typing import Any
-
 import numba
 import numpy as np
 from llvmlite import binding
@@ -21,7 +19,7 @@ if _openblas is None:
 binding.add_symbol("tinygrad_nnfs_sgemm", _openblas.sgemm)
 
 _flag, _size, _factor, _matrix = types.int32, types.int64, types.float32, types.uintp
-_sgemm: Any = types.ExternalFunction(
+_sgemm = types.ExternalFunction(
     "tinygrad_nnfs_sgemm",
     types.void(
         *(_flag, _flag, _flag, _size, _size, _size, _factor),

@@ -3,6 +3,10 @@
 import math
 
 import numba
+import numpy as np
+from llvmlite import ir
+from numba import types
+from numba.extending import intrinsic
 
 kernel = numba.njit(nogil=True, error_model="numpy", cache=True)
 
@@ -25,6 +29,56 @@ def leaky_relu_gradient(positive, dy, slope, dx):
 @kernel
 def keep_scaled(x, keep, scale, y):
     scale = x.dtype.type(scale)
+    for i in range(x.size):
+        y[i] = scale * x[i] if keep[i] else x.dtype.type(0)
+
+
+@intrinsic
+def _full_product(typingctx, a, b):
+    """The 128 bits of a product of two uint64, as the upper and the lower 64."""
+
+    def build(context, builder, signature, args):
+        wide = ir.IntType(128)
+        product = builder.mul(*[builder.zext(a, wide) for a in args])
+        upper = builder.trunc(builder.lshr(product, wide(64)), ir.IntType(64))
+        lower = builder.trunc(product, ir.IntType(64))
+        return context.make_tuple(builder, signature.return_type, (upper, lower))
+
+    return types.UniTuple(types.uint64, 2)(types.uint64, types.uint64), build
+
+
+@numba.njit(inline="always")
+def _philox(key, block):
+    """256 random bits, as four uint64: Philox4x64-10 of Salmon et al., 2011."""
+    k0, k1 = key
+    c0, c1, c2, c3 = block, np.uint64(0), np.uint64(0), np.uint64(0)
+    for _ in range(10):
+        upper0, lower0 = _full_product(np.uint64(0xD2E7470EE14C6C93), c0)
+        upper1, lower1 = _full_product(np.uint64(0xCA5A826395121157), c2)
+        c0, c1, c2, c3 = upper1 ^ c1 ^ k0, lower1, upper0 ^ c3 ^ k1, lower0
+        k0 += np.uint64(0x9E3779B97F4A7C15)
+        k1 += np.uint64(0xBB67AE8584CAA73B)
+    return c0, c1, c2, c3
+
+
+BLOCKS = 64  # of 16 elements, that get their random bits together
+
+
+@kernel
+def dropout(x, key, first, least, scale, keep, y):
+    scale, least = x.dtype.type(scale), np.int32(least)
+    words = np.empty(4 * BLOCKS, np.uint64)
+    bits = words.view(np.uint16)
+    for begin in range(0, x.size, bits.size):
+        count = min(bits.size, x.size - begin)
+        for block in range((count + 15) // 16):
+            place = np.uint64((first + begin) // 16 + block + 1)  # numpy's stream begins with 1
+            a, b, c, d = _philox(key, place)
+            words[4 * block], words[4 * block + 1] = a, b
+            words[4 * block + 2], words[4 * block + 3] = c, d
+        kept = keep[begin : begin + count]
+        for i in range(count):
+            kept[i] = np.int32(bits[i]) >= least
     for i in range(x.size):
         y[i] = scale * x[i] if keep[i] else x.dtype.type(0)
 

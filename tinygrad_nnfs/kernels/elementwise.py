@@ -6,7 +6,6 @@ but the first find their piece in the cache. Either way the pieces go to several
 
 import numpy as np
 
-from tinygrad_nnfs import backend
 from tinygrad_nnfs.kernels import loops, memory, threads
 from tinygrad_nnfs.kernels.shared_columns import channels_first, channels_last
 from tinygrad_nnfs.ops.activation import leaky_relu
@@ -15,7 +14,6 @@ from tinygrad_nnfs.ops.dropout import check_dropout, dropout
 from tinygrad_nnfs.ops.pooling import max_pool2d
 
 SIZE = 2**18  # elements of a piece: 1 MiB in float32
-BITS = 2**15  # random integers drawn at a time: memory that the allocator keeps
 
 
 def _is_worth_it(x, **_):
@@ -72,28 +70,30 @@ def dropout_in_pieces(xp, x, *, p, key):
     check_dropout(p)
     keep = memory.empty_like(x, dtype=bool)
     flat_keep = _flat(keep)
+    words = np.uint64(key[0]), np.uint64(key[1])  # or numba would take the smaller for signed
     scale = 1 / (1 - p) if p < 1 else 0.0
     compute = loops.best()
 
-    def drop(values, prepare=None):
-        kept = memory.empty_like(keep, dtype=values.dtype)
-        flat_values, flat_kept = _flat(values, like=kept), _flat(kept)
+    y = memory.empty_like(keep, dtype=x.dtype)
+    flat_x, flat_y = _flat(x, like=y), _flat(y)
 
-        def work(piece):
-            if prepare is not None:
-                prepare(piece)
-            compute.keep_scaled(flat_values[piece], flat_keep[piece], scale, flat_kept[piece])
+    def forward(piece):
+        least, first = round(p * 2**16), piece.start
+        compute.dropout(flat_x[piece], words, first, least, scale, flat_keep[piece], flat_y[piece])
 
-        _for_each_piece(work, values.size)
-        return kept
+    _for_each_piece(forward, x.size)
 
-    def draw(piece):
-        for first in range(piece.start, piece.stop, BITS):
-            last = min(first + BITS, piece.stop)
-            bits = backend.random_bits(np, key, (last - first,), skip=first)
-            np.greater_equal(bits, round(p * 2**16), out=flat_keep[first:last])
+    def dx(dy):
+        gradient = memory.empty_like(keep, dtype=dy.dtype)
+        flat_dy, flat_dx = _flat(dy, like=gradient), _flat(gradient)
 
-    return drop(x, draw), drop
+        def backward(piece):
+            compute.keep_scaled(flat_dy[piece], flat_keep[piece], scale, flat_dx[piece])
+
+        _for_each_piece(backward, dy.size)
+        return gradient
+
+    return y, dx
 
 
 def _is_quarters(x, *, kernel_size, stride=None, padding=0):

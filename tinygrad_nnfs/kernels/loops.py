@@ -9,6 +9,10 @@ import importlib.util
 
 import numpy as np
 
+from tinygrad_nnfs import backend
+
+BITS = 2**15  # random integers drawn at a time: memory that the allocator keeps
+
 
 @functools.cache
 def numba_is_installed():
@@ -39,6 +43,14 @@ def keep_scaled(x, keep, scale, y):
     """y = scale x where keep is True, else 0."""
     np.multiply(x, keep, out=y)
     y *= scale
+
+
+def dropout(x, key, first, least, scale, keep, y):
+    """keep where the random bits of the elements from `first` on are at least `least`, and y."""
+    for i in range(0, x.size, BITS):
+        part = keep[i : i + BITS]
+        np.greater_equal(backend.random_bits(np, key, part.shape, skip=first + i), least, out=part)
+    keep_scaled(x, keep, scale, y)
 
 
 def gradient_step(theta, gradient, lr, weight_decay):
