@@ -121,9 +121,10 @@ def test_the_same_seed_trains_the_same_network():
 
 @pytest.mark.parametrize("kind", [MLP, CNN])
 def test_networks_learn_a_few_digits_by_heart(kind):
+    manual_seed(1)  # whatever other tests have drawn: dropout lets some seeds learn late
     data = small_set(40)
     network = kind()
-    first, last = (run(network, data, epochs=n)[-1].loss for n in (1, 30))
+    first, last = (run(network, data, epochs=n)[-1].loss for n in (1, 50))
     assert last < first / 4
     _, accuracy = evaluate(network, data.train_images, data.train_labels)
     assert accuracy == 1
