@@ -97,18 +97,20 @@ class Optimizer:
 
     def step(self) -> None:
         """Update every parameter that has a gradient. Raises if none has one."""
-        if all(p.grad is None for group in self.groups for p in group["params"]):
-            raise RuntimeError(
-                f"{self._name}.step: no parameter has a gradient: call backward() first, and "
-                "zero_grad() before backward(), not after it"
-            )
+        none_has_one = True
         for group in self.groups:
             for parameter in group["params"]:
                 grad = parameter.grad
                 if grad is not None:
+                    none_has_one = False
                     if parameter not in self.state:
                         self.state[parameter] = {}
                     self.update(parameter.data, grad.data, self.state[parameter], group)
+        if none_has_one:
+            raise RuntimeError(
+                f"{self._name}.step: no parameter has a gradient: call backward() first, and "
+                "zero_grad() before backward(), not after it"
+            )
 
     def update(
         self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]

@@ -137,8 +137,9 @@ def op(
     def apply(*inputs: Any, **params: Any) -> Tensor:
         if len(inputs) != arity or (params and not options.issuperset(params)):
             inputs, params = _bind(name, signature, inputs, params)
-        if params:  # a numpy scalar would impose its dtype on the arrays that it meets
-            params = {k: v.item() if isinstance(v, np.generic) else v for k, v in params.items()}
+        for option, value in params.items():
+            if isinstance(value, np.generic):  # it would impose its dtype on the arrays it meets
+                params[option] = value.item()
         run, xp = function, None
         arrays: list[Any] = []
         dtype: Any = None

@@ -65,7 +65,8 @@ BLOCKS = 64  # of 16 elements, that get their random bits together
 
 
 @kernel
-def dropout(x, key, first, least, scale, keep, y):
+def dropout(x, key0, key1, first, least, scale, keep, y):
+    key = np.uint64(key0), np.uint64(key1)
     scale, least = x.dtype.type(scale), np.int32(least)
     words = np.empty(4 * BLOCKS, np.uint64)
     bits = words.view(np.uint16)
@@ -81,6 +82,14 @@ def dropout(x, key, first, least, scale, keep, y):
             kept[i] = np.int32(bits[i]) >= least
     for i in range(x.size):
         y[i] = scale * x[i] if keep[i] else x.dtype.type(0)
+
+
+@kernel
+def outer(column, row, product):
+    for i in range(column.size):
+        target, factor = product[i], column[i]
+        for j in range(row.size):
+            target[j] = factor * row[j]
 
 
 @kernel
@@ -141,9 +150,11 @@ def max_pool_gradient(dy, winner, dx):
 
 @kernel
 def softmax_cross_entropy(logits, labels, smoothing, softmax, losses):
-    """The softmax of each row of (n, k), and its loss against the smoothed label."""
+    """The softmax of each row of (n, k), and its loss; False if a label is out of range."""
     n, k = logits.shape
     for i in range(n):
+        if not 0 <= labels[i] < k:
+            return False
         largest = logits[i].max()
         total, mean = 0.0, 0.0
         for j in range(k):
@@ -155,6 +166,7 @@ def softmax_cross_entropy(logits, labels, smoothing, softmax, losses):
         losses[i] = math.log(total) - (1 - smoothing) * label - smoothing * mean
         for j in range(k):
             softmax[i, j] /= total
+    return True
 
 
 @kernel

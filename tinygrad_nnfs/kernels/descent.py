@@ -20,12 +20,17 @@ def applies(theta: Any, gradient: Any) -> bool:
     )
 
 
+def _flat(array: Any) -> Any:
+    """All elements of an array in C or Fortran order, as a view."""
+    return array.reshape(-1) if array.flags.c_contiguous else array.T.reshape(-1)
+
+
 def step(theta: Any, gradient: Any, velocity: Any, *settings: float) -> None:
     """Update theta in place, and velocity where there is one; settings: see `loops`."""
-    arrays = [theta.ravel(order="K"), gradient.ravel(order="K")]
+    arrays = [_flat(theta), _flat(gradient)]
     update = loops.best().gradient_step
     if velocity is not None:
-        arrays.append(velocity.ravel(order="K"))
+        arrays.append(_flat(velocity))
         update = loops.best().momentum_step
     if not threads.is_large(theta.size):
         update(*arrays, *settings)

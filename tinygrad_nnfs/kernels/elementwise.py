@@ -20,41 +20,44 @@ def _is_worth_it(x, **_):
     return loops.numba_is_installed() or threads.is_large(x.size)
 
 
-def _for_each_piece(work, size):
+def _in_pieces(work, *arrays):
+    """`work(first, *parts)` of flat arrays: cut where they are large, else in one."""
+    size = arrays[0].size
     if threads.is_large(size):
-        threads.run(work, threads.pieces(size, SIZE))
+        pieces = threads.pieces(size, SIZE)
+        threads.run(lambda piece: work(piece.start, *(a[piece] for a in arrays)), pieces)
     else:
-        work(slice(0, size))
+        work(0, *arrays)
 
 
 def _flat(array, like=None):
     """All elements in the memory order of `like`: a view, or a copy where that is needed."""
+    if array.flags.c_contiguous and (like is None or like.flags.c_contiguous):
+        return array.reshape(-1)
     if like is not None and array.strides != like.strides:
         ordered = memory.empty_like(like, dtype=array.dtype)
         ordered[...] = array
         array = ordered
-    return array.reshape(-1) if array.flags.c_contiguous else array.ravel(order="K")
+    return array.ravel(order="K")
 
 
 @leaky_relu.on(np, when=_is_worth_it)
 def leaky_relu_in_pieces(xp, x, *, slope=0.01):
-    y, positive = memory.empty_like(x), memory.empty_like(x, dtype=bool)
-    flat_x, flat_y, flat_positive = _flat(x, like=y), _flat(y), _flat(positive)
     compute = loops.best()
+    y, positive = memory.empty_like(x), memory.empty_like(x, dtype=bool)
 
-    def forward(piece):
-        compute.leaky_relu(flat_x[piece], slope, flat_y[piece], flat_positive[piece])
+    def forward(_, x, y, positive):
+        compute.leaky_relu(x, slope, y, positive)
 
-    _for_each_piece(forward, x.size)
+    _in_pieces(forward, _flat(x, like=y), _flat(y), _flat(positive))
 
     def dx(dy):  # saves `positive` alone: a quarter of x's memory, or of y's
         gradient = memory.empty_like(positive, dtype=dy.dtype)
-        flat_dy, flat_dx = _flat(dy, like=gradient), _flat(gradient)
 
-        def backward(piece):
-            compute.leaky_relu_gradient(flat_positive[piece], flat_dy[piece], slope, flat_dx[piece])
+        def backward(_, positive, dy, gradient):
+            compute.leaky_relu_gradient(positive, dy, slope, gradient)
 
-        _for_each_piece(backward, dy.size)
+        _in_pieces(backward, _flat(positive), _flat(dy, like=gradient), _flat(gradient))
         return gradient
 
     return y, dx
@@ -68,29 +71,25 @@ def _lies_in_order_of_bits(x, *, p, key):
 @dropout.on(np, when=_lies_in_order_of_bits)
 def dropout_in_pieces(xp, x, *, p, key):
     check_dropout(p)
-    keep = memory.empty_like(x, dtype=bool)
-    flat_keep = _flat(keep)
-    words = np.uint64(key[0]), np.uint64(key[1])  # or numba would take the smaller for signed
-    scale = 1 / (1 - p) if p < 1 else 0.0
     compute = loops.best()
-
+    keep = memory.empty_like(x, dtype=bool)
     y = memory.empty_like(keep, dtype=x.dtype)
-    flat_x, flat_y = _flat(x, like=y), _flat(y)
+    least, scale = round(p * 2**16), 1 / (1 - p) if p < 1 else 0.0
+    # as signed numbers: of Python's integers numba takes those alone, whatever their size
+    key = [(word + 2**63) % 2**64 - 2**63 for word in key]
 
-    def forward(piece):
-        least, first = round(p * 2**16), piece.start
-        compute.dropout(flat_x[piece], words, first, least, scale, flat_keep[piece], flat_y[piece])
+    def forward(first, x, keep, y):
+        compute.dropout(x, *key, first, least, scale, keep, y)
 
-    _for_each_piece(forward, x.size)
+    _in_pieces(forward, _flat(x, like=y), _flat(keep), _flat(y))
 
     def dx(dy):
         gradient = memory.empty_like(keep, dtype=dy.dtype)
-        flat_dy, flat_dx = _flat(dy, like=gradient), _flat(gradient)
 
-        def backward(piece):
-            compute.keep_scaled(flat_dy[piece], flat_keep[piece], scale, flat_dx[piece])
+        def backward(_, dy, keep, gradient):
+            compute.keep_scaled(dy, keep, scale, gradient)
 
-        _for_each_piece(backward, dy.size)
+        _in_pieces(backward, _flat(dy, like=gradient), _flat(keep), _flat(gradient))
         return gradient
 
     return y, dx

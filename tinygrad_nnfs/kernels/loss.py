@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygrad_nnfs.kernels import loops
-from tinygrad_nnfs.ops.loss import check_labels, reduce_losses, softmax_cross_entropy
+from tinygrad_nnfs.ops.loss import check_labels, check_range, reduce_losses, softmax_cross_entropy
 
 
 def _applies(logits, labels, **_):
@@ -15,7 +15,8 @@ def softmax_cross_entropy_compiled(xp, logits, labels, *, label_smoothing=0.0, r
     check_labels(logits, labels, label_smoothing)
     compiled = loops.best()
     softmax, losses = np.empty_like(logits), np.empty(len(logits), logits.dtype)
-    compiled.softmax_cross_entropy(logits, labels, label_smoothing, softmax, losses)
+    if not compiled.softmax_cross_entropy(logits, labels, label_smoothing, softmax, losses):
+        check_range(labels, logits.shape[1])
     loss, spread = reduce_losses(reduction, losses)
 
     def dlogits(dy):

@@ -70,9 +70,7 @@ def linear(xp, x: Float, weight: Float, bias: Float = None):
     def dweight(dy):
         dy, inputs = dy.reshape(rows, out), x.reshape(rows, into)
         gradient = xp.empty_like(weight)  # in the weight's own memory order
-        # BLAS takes four times as long for the product of a column and a row
-        product = xp.multiply if rows == 1 else xp.matmul
-        return product(dy.T, inputs, out=gradient)
+        return xp.matmul(dy.T, inputs, out=gradient)
 
     def dbias(dy):
         return dy.reshape(rows, out).sum(axis=0)

@@ -22,19 +22,21 @@ def check_labels(logits, labels, label_smoothing):
         raise ValueError("labels look one-hot: they must be class indices, labels.argmax(axis=1)")
     if logits.ndim != 2 or labels.shape != logits.shape[:1]:
         raise ValueError("logits must be (n, classes) and labels (n,)")
-    n, k = logits.shape
     if labels.dtype.kind not in "iu":
         raise TypeError(
             f"labels must be integers, found {labels.dtype}: give the list or an integer array of "
             "class indices (a Tensor of a list is float32)"
         )
-    if n == 0:
+    if len(labels) == 0:
         raise ValueError("the batch is empty: its loss is not defined")
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
+
+
+def check_range(labels, k):
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= k:
         raise ValueError(f"labels must be in 0..{k - 1}, found {lowest}..{highest}")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
 
 
 @op
@@ -48,6 +50,7 @@ def softmax_cross_entropy(
     """
     check_labels(logits, labels, label_smoothing)
     n, k = logits.shape
+    check_range(labels, k)
     shifted = logits - logits.max(axis=1, keepdims=True)  # exp never overflows
     exponentials = xp.exp(shifted)
     total = exponentials.sum(axis=1, keepdims=True)

@@ -11,14 +11,14 @@ from tinygrad_nnfs.tensor import Tensor
 @op(method="reshape", spread=True, saves=0)
 def reshape(xp, x: Number, *, shape):
     """The same elements, in the same (row-major) order, in `shape`; one size may be -1."""
-    before = x.shape
-    # a kernel may keep images in another memory order: give it its gradient in that order, too
-    order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+    before, in_order, strides = x.shape, x.flags.c_contiguous, x.strides
 
     def dx(dy):
         dy = dy.reshape(before)
-        if order == sorted(order):
+        if in_order:
             return dy
+        # a kernel may keep images in another memory order: give it its gradient in that, too
+        order = sorted(range(dy.ndim), key=lambda axis: -strides[axis])
         return dy.transpose(order).copy().transpose([order.index(i) for i in range(dy.ndim)])
 
     return x.reshape(shape), dx
