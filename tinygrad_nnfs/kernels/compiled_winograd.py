@@ -60,6 +60,24 @@ def _a(y):
 
 
 @inline
+def _g(g):
+    """G g: 6 numbers from a row (or column) of 3 of the kernel."""
+    g0, g1, g2 = g
+    even, wide = f32(-1 / 6) * (g0 + g2), f32(1 / 24) * g0 + f32(1 / 6) * g2
+    odd, half = f32(1 / 6) * g1, f32(1 / 12) * g1
+    return f32(1 / 4) * g0, even - odd, even + odd, wide + half, wide - half, g2
+
+
+@inline
+def _gt(u):
+    """G^T u, the transpose of _g."""
+    u0, u1, u2, u3, u4, u5 = u
+    even, wide = f32(1 / 6) * (u1 + u2), u3 + u4
+    first = f32(1 / 4) * u0 - even + f32(1 / 24) * wide
+    return first, f32(1 / 6) * (u2 - u1) + f32(1 / 12) * (u3 - u4), f32(1 / 6) * wide - even + u5
+
+
+@inline
 def _window(shape, image, i, j, size):
     """Is the window of size x size pixels whole, and where do the channels of its first begin?"""
     _, height, width, channels = shape
@@ -94,6 +112,11 @@ def _six(x, at, step):
 
 
 @inline
+def _three(x, at, step):
+    return load(x, at), load(x, at + step), load(x, at + 2 * step)
+
+
+@inline
 def _four(x, at, step):
     return load(x, at), load(x, at + step), load(x, at + 2 * step), load(x, at + 3 * step)
 
@@ -106,6 +129,13 @@ def _store_six(values, x, at, step):
     store(values[3], x, at + 3 * step)
     store(values[4], x, at + 4 * step)
     store(values[5], x, at + 5 * step)
+
+
+@inline
+def _store_three(values, x, at, step):
+    store(values[0], x, at)
+    store(values[1], x, at + step)
+    store(values[2], x, at + 2 * step)
 
 
 @inline
@@ -222,6 +252,32 @@ def transform_output_adjoint(dy, shape, m):
 
 
 @kernel
+def transform_kernels(g, u):
+    """U = G g G^T: (9, a b) -> (36, a, b), a b a multiple of LANES."""
+    g, u = g.reshape(-1), u.reshape(-1)
+    plane = g.size // 9
+    half = np.empty(18 * LANES, np.float32)  # G g: 6 rows of 3
+    for at in range(0, plane, LANES):
+        for k in range(3):
+            _store_six(_g(_three(g, k * plane + at, 3 * plane)), half, k * LANES, 3 * LANES)
+        for k in range(6):
+            _store_six(_g(_three(half, 3 * k * LANES, LANES)), u, 6 * k * plane + at, plane)
+
+
+@kernel
+def transform_kernels_adjoint(u, g):
+    """The transpose of transform_kernels: (36, a, b) -> (9, a b)."""
+    g, u = g.reshape(-1), u.reshape(-1)
+    plane = g.size // 9
+    half = np.empty(18 * LANES, np.float32)  # G^T u: 3 rows of 6
+    for at in range(0, plane, LANES):
+        for k in range(6):
+            _store_three(_gt(_six(u, k * plane + at, 6 * plane)), half, k * LANES, 6 * LANES)
+        for k in range(3):
+            _store_three(_gt(_six(half, 6 * k * LANES, LANES)), g, 3 * k * plane + at, plane)
+
+
+@kernel
 def forward(x, padding, u, bias, v, m, y):
     """y of a few images, by way of their tiles v (36, n th tw, c) and products m."""
     transform_input(x.reshape(-1), x.shape, padding, v.reshape(-1))
@@ -231,7 +287,7 @@ def forward(x, padding, u, bias, v, m, y):
 
 
 @kernel
-def backward(x, padding, u, dy, v, m, du, gg, dx, dweight, dbias):
+def backward(x, padding, u, dy, v, m, du, dx, dweight, dbias):
     """The gradient by a few images, and what these give to those by weight and bias."""
     transform_output_adjoint(dy.reshape(-1), dy.shape, m.reshape(-1))
     dbias[:] = 0
@@ -241,5 +297,5 @@ def backward(x, padding, u, dy, v, m, du, gg, dx, dweight, dbias):
     for p in range(36):
         matmul_transposed(m[p], v[p], du[p])
         matmul(m[p], u[p], v[p])
-    matmul_transposed(gg, du.reshape(36, dweight.shape[1]), dweight)
+    transform_kernels_adjoint(du, dweight)
     transform_input_adjoint(v.reshape(-1), dx.shape, padding, dx.reshape(-1))

@@ -13,28 +13,12 @@ im2col's is 2 to 4e-7: hence float32 alone, and `precision="exact"` does without
 import numpy as np
 
 from tinygrad_nnfs.kernels import blas, loops, memory, threads
-from tinygrad_nnfs.kernels.shared_columns import (
-    channels_first,
-    channels_last,
-    is_plain,
-)
+from tinygrad_nnfs.kernels.shared_columns import channels_first, channels_last, is_plain
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d
 from tinygrad_nnfs.registry import once
 
 LANES = 16  # channels come in so many: see compiled_winograd
 TILES = 72  # that a piece of work holds, in whole images, so that it stays in a core's cache
-
-_G = np.array(
-    [
-        [1 / 4, 0, 0],
-        [-1 / 6, -1 / 6, -1 / 6],
-        [-1 / 6, 1 / 6, -1 / 6],
-        [1 / 24, 1 / 12, 1 / 6],
-        [1 / 24, -1 / 12, 1 / 6],
-        [0, 0, 1],
-    ]
-)
-_GG = np.kron(_G, _G).astype(np.float32)  # (36, 9): G g G^T of a kernel as one product
 
 
 def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, precision="fast", **_):
@@ -47,6 +31,11 @@ def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, precision=
         and loops.numba_is_installed()
         and blas.openblas() is not None
     )
+
+
+def _taps(weight, *channels):
+    """(o, c, 3, 3) as (9, o c), or (9, c o), in C order."""
+    return np.ascontiguousarray(weight.transpose(2, 3, *channels)).reshape(9, -1)
 
 
 @conv2d.on(np, when=_applies)
@@ -63,7 +52,8 @@ def conv2d_winograd(
     tiles = -(-oh // 4) * -(-ow // 4)  # of one image
     pieces = threads.pieces(n, max(1, TILES // tiles))
 
-    u = _transform_kernels(weight.swapaxes(0, 1))  # (36, c, o)
+    u = memory.empty((36, c, o), np.float32)
+    compiled.transform_kernels(_taps(weight, 1, 0), u)
     images = channels_last(x)
     shift = np.zeros(o, np.float32) if bias is None else np.ascontiguousarray(bias)
     y = memory.empty((n, oh, ow, o), np.float32)
@@ -85,14 +75,15 @@ def conv2d_winograd(
         dimages = memory.empty(images.shape, np.float32)
         dweights = memory.empty((len(pieces), 9, o * c), np.float32)
         dbiases = np.empty((len(pieces), o), np.float32)
-        u = _transform_kernels(weight)  # (36, o, c)
+        u = memory.empty((36, o, c), np.float32)
+        compiled.transform_kernels(_taps(weight, 0, 1), u)
 
         def backward(i):
             piece = pieces[i]
             v, m = tiles_of(piece, "v", c), tiles_of(piece, "m", o)
             du = threads.scratch("du", (36, o, c), np.float32)
             compiled.backward(
-                *(images[piece], padding, u, dy[piece], v, m, du, _GG),
+                *(images[piece], padding, u, dy[piece], v, m, du),
                 *(dimages[piece], dweights[i], dbiases[i]),
             )
 
@@ -110,12 +101,3 @@ def conv2d_winograd(
         return gradients(dy)[2]
 
     return channels_first(y), dx, dweight, None if bias is None else dbias
-
-
-def _transform_kernels(weight):
-    """U = G g G^T: (a, b, 3, 3) -> (36, a, b)."""
-    a, b = weight.shape[:2]
-    u = memory.empty((36, a, b), np.float32)
-    with blas.single_threaded():
-        np.matmul(_GG, weight.reshape(a * b, 9).T, out=u.reshape(36, a * b))
-    return u
