@@ -356,8 +356,7 @@ class Flatten(Module):
     """(n, ...) -> (n, everything else)."""
 
     def forward(self, x: Any) -> Tensor:
-        x = x if isinstance(x, Tensor) else Tensor(x)
-        return ops.reshape(x, shape=(x.shape[0], math.prod(x.shape[1:])))
+        return (x if isinstance(x, Tensor) else Tensor(x)).flatten(1)
 
 
 class BatchNorm2d(Module):

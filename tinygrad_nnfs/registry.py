@@ -341,7 +341,9 @@ def _add_method(method: str, lifted: Any, signature: inspect.Signature, spread: 
 
     def call(*args: Any, **params: Any) -> Tensor:
         args, values = args[:inputs], args[inputs:]
-        if spread and values and not (len(values) == 1 and isinstance(values[0], Sequence)):
+        if not values:
+            return cast(Tensor, lifted(*args, **params))
+        if spread and not (len(values) == 1 and isinstance(values[0], Sequence)):
             values = (values,)
         given = dict(zip(options, values, strict=False))
         if len(values) > len(options) or not given.keys().isdisjoint(params):
