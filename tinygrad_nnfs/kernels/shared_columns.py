@@ -19,7 +19,7 @@ from numpy.lib.stride_tricks import as_strided
 from tinygrad_nnfs.kernels import memory, threads
 from tinygrad_nnfs.ops.convolution import Geometry, check_precision, conv2d, pair
 
-SIZE = 2**19  # elements that a piece of work reads and writes, in whole images
+SIZE = 2**18  # elements that a piece of work reads and writes, in whole images
 
 
 def is_plain(x, weight, *, stride, dilation, groups):
@@ -120,8 +120,9 @@ def conv2d_shared_columns(
             parts = threads.scratch("parts", (size, oh, w, kh, c), dtype)
             by_position = _by_position(parts.reshape(size, oh, w, kh * c))
             np.matmul(windows, reversed_kernels, out=by_position)
-            gradient[piece] = 0
-            for u in range(kh):
+            gradient[piece, :oh] = parts[:, :, :, 0]
+            gradient[piece, oh:] = 0
+            for u in range(1, kh):
                 gradient[piece, u : u + oh] += parts[:, :, :, u]
 
         threads.run(backward, pieces)
