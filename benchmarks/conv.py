@@ -14,6 +14,8 @@ import numpy as np
 from benchmarks.report import Column, Report, Row, fail, progress
 from benchmarks.timing import at_least, interleave, quartiles, warm_up
 from tinygrad_nnfs.kernels import memory, threads
+from tinygrad_nnfs.kernels.direct import conv2d_direct
+from tinygrad_nnfs.kernels.im2col import conv2d_in_pieces
 from tinygrad_nnfs.kernels.shared_columns import conv2d_shared_columns
 from tinygrad_nnfs.kernels.winograd import conv2d_winograd
 from tinygrad_nnfs.ops import conv2d, conv2d_naive
@@ -157,7 +159,9 @@ METHODS: dict[str, Callable[[Arrays], Prepared]] = {
     "naive loops": partial(in_numpy, conv2d_naive.reference, False),
     "SciPy loops": partial(in_numpy, scipy_loops, False),
     "im2col": partial(in_numpy, conv2d.reference, False),
+    "im2col in pieces": partial(in_numpy, conv2d_in_pieces, False),
     "shared columns": partial(in_numpy, conv2d_shared_columns, True),
+    "direct": partial(in_numpy, conv2d_direct, True),
     "Winograd": partial(in_numpy, conv2d_winograd, True),
     "torch": partial(in_torch, False),
     "torch-channels-last": partial(in_torch, True),
@@ -173,17 +177,22 @@ def why_not(method: str, case: Case, arrays: Arrays) -> str | None:
             return "SciPy is not installed"
         if _seconds_scipy(case) > TOO_SLOW:
             return "too slow"
-    if method == "Winograd":
+    if method in COMPILED:
         if importlib.util.find_spec("numba") is None:
             return "numba is not installed"
-        applies = next(when for when, f in conv2d.variants[np] if f is conv2d_winograd)
+        kernel, needs = COMPILED[method]
+        applies = next(when for when, variant in conv2d.variants[np] if variant is kernel)
         if not applies(*arrays[:3]):
-            return "no multiples of 16 channels"
+            return needs
     if method.startswith("torch") and importlib.util.find_spec("torch") is None:
         return "PyTorch is not installed"
     return None
 
 
+COMPILED = {
+    "direct": (conv2d_direct, "more than 3 channels, or no multiple of 16 outputs"),
+    "Winograd": (conv2d_winograd, "no multiples of 16 channels"),
+}
 TOO_SLOW = 0.15  # seconds, forward and backward
 
 
@@ -256,7 +265,7 @@ def run(options: argparse.Namespace) -> Report:
         "GFLOP/s: forward and backward, counted as the definition's operations",
         "peak MB: the most that one forward and backward allocate, results included",
         "error: the largest, relative to the largest value, against im2col in float64",
-        "images lie in memory channels last for shared columns and Winograd, as inside a network",
+        "images lie channels last in memory for shared columns, direct and Winograd",
     ]
     title = (
         "a 3x3 convolution, float32, default threads\n"
@@ -327,7 +336,7 @@ def draw(rows: list[Row], figure: Any) -> None:
     measured = [row for row in rows if not row["skipped"]]
     im2col = {row["case"]: row for row in measured if row["method"] == "im2col"}
     time_axes, memory_axes = figure.subplots(1, 2)
-    for method, marker in zip(METHODS, "os_Dv^*", strict=True):
+    for method, marker in zip(METHODS, "os_xPDv^*", strict=True):
         those = [row for row in measured if row["method"] == method and method != "im2col"]
         those.sort(key=_multiplications)
         if not those:
