@@ -165,9 +165,9 @@ class SGD(Optimizer):
     ) -> None:
         lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
         velocity = _buffer(state, "velocity", data) if momentum else None
-        if not group["nesterov"] and kernels.descent.applies(data, grad):
-            settings = (lr, decay, momentum) if momentum else (lr, decay)
-            kernels.descent.step(data, grad, velocity, *settings)
+        if not group["nesterov"] and kernels.descent.step(
+            data, grad, velocity, lr, decay, momentum
+        ):
             return
         step = grad * lr
         if decay:

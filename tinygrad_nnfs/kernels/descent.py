@@ -10,33 +10,31 @@ from tinygrad_nnfs.registry import kernel_mode
 SIZE = 2**16  # elements of a piece
 
 
-def applies(theta: Any, gradient: Any) -> bool:
-    return (
-        kernel_mode.enabled
-        and type(theta) is type(gradient) is np.ndarray
-        and (loops.numba_is_installed() or theta.size > SIZE)
-        and theta.flags.forc
-        and theta.strides == gradient.strides
-    )
-
-
-def _flat(array: Any) -> Any:
-    """All elements of an array in C or Fortran order, as a view."""
-    return array.reshape(-1) if array.flags.c_contiguous else array.T.reshape(-1)
-
-
-def step(theta: Any, gradient: Any, velocity: Any, *settings: float) -> None:
-    """Update theta in place, and velocity where there is one; settings: see `loops`."""
-    arrays = [_flat(theta), _flat(gradient)]
-    update = loops.best().gradient_step
+def step(
+    theta: Any, gradient: Any, velocity: Any, lr: float, weight_decay: float, momentum: float
+) -> bool:
+    """Update theta in place, and velocity where there is one; False where this does not apply."""
+    if type(theta) is not np.ndarray or type(gradient) is not np.ndarray or not kernel_mode.enabled:
+        return False
+    if velocity is not None and velocity.strides != theta.strides:
+        return False
+    if theta.flags.c_contiguous and gradient.flags.c_contiguous:
+        theta, gradient = theta.reshape(-1), gradient.reshape(-1)
+    elif theta.flags.f_contiguous and gradient.flags.f_contiguous:
+        theta, gradient = theta.T.reshape(-1), gradient.T.reshape(-1)
+    else:
+        return False
+    if not loops.numba_is_installed() and theta.size <= SIZE:
+        return False
+    update: Any = loops.best().gradient_step
+    arrays, settings = [theta, gradient], [lr, weight_decay]
     if velocity is not None:
-        arrays.append(_flat(velocity))
         update = loops.best().momentum_step
-    if not threads.is_large(theta.size):
+        arrays.append(velocity.ravel(order="K"))
+        settings.append(momentum)
+    if threads.is_large(theta.size):
+        pieces = threads.pieces(theta.size, SIZE)
+        threads.run(lambda piece: update(*(a[piece] for a in arrays), *settings), pieces)
+    else:
         update(*arrays, *settings)
-        return
-
-    def work(piece: slice) -> None:
-        update(*(a[piece] for a in arrays), *settings)
-
-    threads.run(work, threads.pieces(theta.size, SIZE))
+    return True

@@ -46,10 +46,12 @@ def leaky_relu_in_pieces(xp, x, *, slope=0.01):
     compute = loops.best()
     y, positive = memory.empty_like(x), memory.empty_like(x, dtype=bool)
 
+    flat_positive = _flat(positive)
+
     def forward(_, x, y, positive):
         compute.leaky_relu(x, slope, y, positive)
 
-    _in_pieces(forward, _flat(x, like=y), _flat(y), _flat(positive))
+    _in_pieces(forward, _flat(x, like=y), _flat(y), flat_positive)
 
     def dx(dy):  # saves `positive` alone: a quarter of x's memory, or of y's
         gradient = memory.empty_like(positive, dtype=dy.dtype)
@@ -57,7 +59,7 @@ def leaky_relu_in_pieces(xp, x, *, slope=0.01):
         def backward(_, positive, dy, gradient):
             compute.leaky_relu_gradient(positive, dy, slope, gradient)
 
-        _in_pieces(backward, _flat(positive), _flat(dy, like=gradient), _flat(gradient))
+        _in_pieces(backward, flat_positive, _flat(dy, like=gradient), _flat(gradient))
         return gradient
 
     return y, dx
@@ -78,10 +80,12 @@ def dropout_in_pieces(xp, x, *, p, key):
     # as signed numbers: of Python's integers numba takes those alone, whatever their size
     key = [(word + 2**63) % 2**64 - 2**63 for word in key]
 
+    flat_keep = _flat(keep)
+
     def forward(first, x, keep, y):
         compute.dropout(x, *key, first, least, scale, keep, y)
 
-    _in_pieces(forward, _flat(x, like=y), _flat(keep), _flat(y))
+    _in_pieces(forward, _flat(x, like=y), flat_keep, _flat(y))
 
     def dx(dy):
         gradient = memory.empty_like(keep, dtype=dy.dtype)
@@ -89,7 +93,7 @@ def dropout_in_pieces(xp, x, *, p, key):
         def backward(_, dy, keep, gradient):
             compute.keep_scaled(dy, keep, scale, gradient)
 
-        _in_pieces(backward, _flat(dy, like=gradient), _flat(keep), _flat(gradient))
+        _in_pieces(backward, _flat(dy, like=gradient), flat_keep, _flat(gradient))
         return gradient
 
     return y, dx

@@ -58,10 +58,9 @@ def _forget_unused() -> None:
 
 def empty_like(x: Any, dtype: Any = None) -> np.ndarray:
     """An array with any content, of x's shape and in its memory order."""
-    dtype = x.dtype if dtype is None else np.dtype(dtype)
-    if x.size * dtype.itemsize < SMALLEST:
+    if x.nbytes < SMALLEST:
         return np.empty_like(x, dtype)
-    return empty_in_order(x.shape, order_of(x), dtype)
+    return empty_in_order(x.shape, order_of(x), x.dtype if dtype is None else np.dtype(dtype))
 
 
 def order_of(x: Any) -> list[int]:
