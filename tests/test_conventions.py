@@ -77,6 +77,18 @@ def test_nan_propagates_through_reductions_and_pooling():
     assert np.isnan(ops.maximum(np.array([NAN]), np.array([1.0])).item())
 
 
+@pytest.mark.parametrize("channels", [1, 16])
+def test_nan_propagates_through_convolution(channels):
+    x = np.ones((2, channels, 8, 8), np.float32)
+    x[1, 0, 1, 1] = NAN
+    weight = Tensor(np.ones((16, channels, 3, 3), np.float32), requires_grad=True)
+    y = ops.conv2d(x, weight)
+    y.sum().backward()
+    assert not np.isnan(y.numpy()[0]).any()
+    assert np.isnan(y.numpy()[1, :, :2, :2]).all()
+    assert np.isnan(weight.grad.numpy()[:, 0, :2, :2]).all()
+
+
 def test_nothing_overflows_where_the_result_does_not():
     big = np.array([-1e4, -800.0, 0.0, 800.0, 1e4])
     np.testing.assert_array_equal(ops.sigmoid(big).numpy(), [0, 0, 0.5, 1, 1])

@@ -31,16 +31,18 @@ _sgemm = types.ExternalFunction(
 @numba.njit(inline="always")
 def matmul(a, b, out):
     """out = a b: (m, k), (k, n), float32, C order."""
-    (m, k), n = a.shape, b.shape[1]
-    one, zero = np.float32(1), np.float32(0)
-    at_a, at_b, at_out = a.ctypes.data, b.ctypes.data, out.ctypes.data
-    _sgemm(ROW_MAJOR, PLAIN, PLAIN, m, n, k, one, at_a, k, at_b, n, zero, at_out, n)
+    _multiply(PLAIN, a, b, out)
 
 
 @numba.njit(inline="always")
 def matmul_transposed(a, b, out):
     """out = a^T b: (k, m), (k, n), float32, C order."""
-    (k, m), n = a.shape, b.shape[1]
-    one, zero = np.float32(1), np.float32(0)
+    _multiply(TRANSPOSED, a, b, out)
+
+
+@numba.njit(inline="always")
+def _multiply(how, a, b, out):
+    (m, n), k = out.shape, b.shape[0]
+    one, zero, row = np.float32(1), np.float32(0), a.shape[1]
     at_a, at_b, at_out = a.ctypes.data, b.ctypes.data, out.ctypes.data
-    _sgemm(ROW_MAJOR, TRANSPOSED, PLAIN, m, n, k, one, at_a, m, at_b, n, zero, at_out, n)
+    _sgemm(ROW_MAJOR, how, PLAIN, m, n, k, one, at_a, row, at_b, n, zero, at_out, n)

@@ -7,7 +7,8 @@ image, the weight (taps, o), outputs (n, oh, ow, o). LANES outputs are computed 
 import numba
 import numpy as np
 
-from tinygrad_nnfs.kernels.compiled_lanes import LANES, fill, load, load_one, store, total
+from tinygrad_nnfs.kernels.compiled_lanes import fill, load, load_one, store, total
+from tinygrad_nnfs.kernels.loops import LANES
 
 kernel = numba.njit(nogil=True, error_model="numpy", cache=True)
 

@@ -12,7 +12,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic, models, overload, register_model
 
-LANES = 16
+from tinygrad_nnfs.kernels.loops import LANES
 
 
 class LanesType(types.Type):
@@ -107,7 +107,7 @@ def _arithmetic(operation, instruction):
     @intrinsic
     def compute(typingctx, a, b):
         def build(context, builder, signature, args):
-            return getattr(builder, instruction)(*args, flags=("fast",))
+            return getattr(builder, instruction)(*args, flags=("contract",))
 
         return lanes(lanes, lanes), build
 

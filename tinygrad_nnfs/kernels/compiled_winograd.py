@@ -10,11 +10,12 @@ import numba
 import numpy as np
 
 from tinygrad_nnfs.kernels.compiled_blas import matmul, matmul_transposed
-from tinygrad_nnfs.kernels.compiled_lanes import LANES, fill, load, store
+from tinygrad_nnfs.kernels.compiled_lanes import fill, load, store
+from tinygrad_nnfs.kernels.loops import LANES
 
 f32 = np.float32
-kernel = numba.njit(nogil=True, fastmath=True, error_model="numpy", cache=True)
-inline = numba.njit(inline="always", fastmath=True)
+kernel = numba.njit(nogil=True, error_model="numpy", cache=True)
+inline = numba.njit(inline="always")
 
 
 @inline

@@ -10,7 +10,6 @@ from tinygrad_nnfs.kernels.shared_columns import channels_first, channels_last, 
 from tinygrad_nnfs.ops.convolution import Geometry, check_precision, conv2d
 from tinygrad_nnfs.registry import once
 
-LANES = 16  # outputs come in so many: see compiled_lanes
 TAPS = 32  # at most: kh kw c
 SIZE = 2**18  # elements of the outputs of a piece, in whole images
 
@@ -20,7 +19,7 @@ def _applies(x, weight, bias=None, *, groups=1, **_):
         x.dtype == np.float32
         and x.ndim == weight.ndim == 4
         and groups == 1
-        and len(weight) % LANES == 0
+        and len(weight) % loops.LANES == 0
         and 0 < weight.size <= TAPS * len(weight)
         and x.size > 0
         and loops.numba_is_installed()

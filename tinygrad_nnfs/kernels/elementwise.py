@@ -45,7 +45,6 @@ def _flat(array, like=None):
 def leaky_relu_in_pieces(xp, x, *, slope=0.01):
     compute = loops.best()
     y, positive = memory.empty_like(x), memory.empty_like(x, dtype=bool)
-
     flat_positive = _flat(positive)
 
     def forward(_, x, y, positive):
@@ -77,9 +76,8 @@ def dropout_in_pieces(xp, x, *, p, key):
     keep = memory.empty_like(x, dtype=bool)
     y = memory.empty_like(keep, dtype=x.dtype)
     least, scale = round(p * 2**16), 1 / (1 - p) if p < 1 else 0.0
-    # as signed numbers: of Python's integers numba takes those alone, whatever their size
+    # numba takes all of Python's integers for signed ones of 64 bits
     key = [(word + 2**63) % 2**64 - 2**63 for word in key]
-
     flat_keep = _flat(keep)
 
     def forward(first, x, keep, y):

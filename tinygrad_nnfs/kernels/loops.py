@@ -11,6 +11,7 @@ import numpy as np
 
 from tinygrad_nnfs import backend
 
+LANES = 16  # float32 numbers that compiled kernels take at a time: see compiled_lanes
 BITS = 2**15  # random integers drawn at a time: memory that the allocator keeps
 
 

@@ -17,7 +17,6 @@ from tinygrad_nnfs.kernels.shared_columns import channels_first, channels_last, 
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d
 from tinygrad_nnfs.registry import once
 
-LANES = 16  # channels come in so many: see compiled_winograd
 TILES = 72  # that a piece of work holds, in whole images, so that it stays in a core's cache
 
 
@@ -27,7 +26,7 @@ def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, precision=
         and x.dtype == np.float32
         and is_plain(x, weight, stride=stride, dilation=dilation, groups=groups)
         and weight.shape[2:] == (3, 3)
-        and weight.shape[0] % LANES == weight.shape[1] % LANES == 0
+        and weight.shape[0] % loops.LANES == weight.shape[1] % loops.LANES == 0
         and loops.numba_is_installed()
         and blas.openblas() is not None
     )
