@@ -7,9 +7,11 @@ from typing import NoReturn
 
 from tinygrad_nnfs.models.commands import train
 from tinygrad_nnfs.models.commands.arguments import CommandError
+from tinygrad_nnfs.models.runs import RunError
 from tinygrad_nnfs.models.training import TrainingError
 
 from tinygrad_nnfs import __version__
+from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
 
 COMMANDS = (train,)
@@ -23,7 +25,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         options.run(options)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
-    except (CommandError, DataError, TrainingError) as error:
+    except CommandError as error:
+        fail(str(error), error.status)
+    except (CheckpointError, DataError, RunError, TrainingError) as error:
         fail(str(error))
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]

@@ -1,15 +1,23 @@
-"""The training loop: epochs of shuffled mini-batches."""
+"""The training loop: epochs of shuffled mini-batches, which can go on from any step."""
 
+import contextlib
+import json
 import math
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
+from tinygrad_nnfs.models import augmentation
+from tinygrad_nnfs.models.evaluation import evaluate
+from tinygrad_nnfs.models.networks import NETWORKS
+from tinygrad_nnfs.models.recipes import Recipe
 
-from tinygrad_nnfs import Tensor, nn
-from tinygrad_nnfs.data import Dataset, scale
+from tinygrad_nnfs import Tensor, get_rng_state, manual_seed, nn, optim, set_rng_state
+from tinygrad_nnfs.data import scale
 from tinygrad_nnfs.ops import softmax_cross_entropy
-from tinygrad_nnfs.optim import Optimizer
+
+AVERAGE_EVERY = 8  # steps between updates of the weights' average: one costs as much as SGD's step
 
 
 class TrainingError(Exception):
@@ -25,54 +33,203 @@ class Progress:
     """
 
     epoch: int  # from 1
+    step: int  # from 1, since training began
     samples: int  # of this epoch
     loss: float
     accuracy: float
+    lr: float
     end_of_epoch: bool
+    validation_loss: float | None = None  # at the end of an epoch
+    validation_accuracy: float | None = None
 
 
-def train(
-    network: nn.Module,
-    optimizer: Optimizer,
-    data: Dataset,
-    *,
-    epochs: int,
-    batch_size: int,
-    schedule: Callable[[int], float],
-    seed: int,
-    device: str = "cpu",
-) -> Iterator[Progress]:
-    """Train `network` on the training images; yields after every step.
+@dataclass
+class Counters:
+    """Where a training is, besides its arrays: plain numbers."""
 
-    Each epoch sees every image once, in an order that follows from `seed`; the last batch is
-    smaller where `batch_size` does not divide. `schedule` gives the learning rate of an epoch,
-    from 0. Raises TrainingError when the loss is no longer finite.
+    epoch: int = 0  # complete epochs
+    step: int = 0  # since training began
+    samples: int = 0  # of the epoch that is not complete
+    loss_sum: float = 0.0  # over them
+    correct: int = 0  # of them
+    best_epoch: int = 0
+    best_score: float = -math.inf
+    stopped: str = ""  # why training ended before its last epoch
+
+
+class Training:
+    """A network that is trained by a recipe, and everything that going on later depends on.
+
+    `images` uint8 (n, 28, 28) and `labels` (n) are learnt; `validation`, a pair of such arrays,
+    measures each epoch. All that is random follows from `seed` and the place in the training: the
+    order of an epoch from (seed, epoch), the augmentation of a batch from (seed, step), initial
+    weights and dropout from `manual_seed(seed)`, which this calls.
     """
-    random = np.random.default_rng(seed)
-    count = len(data.train_images)
-    for epoch in range(epochs):
-        network.train()
-        optimizer.lr = schedule(epoch)
-        order = random.permutation(count)
-        loss_sum = correct = samples = 0.0
-        for start in range(0, count, batch_size):
-            chosen = order[start : start + batch_size]
-            labels = data.train_labels[chosen]
 
-            logits = network(Tensor(scale(data.train_images[chosen])).to(device))
-            loss = softmax_cross_entropy(logits, Tensor(labels).to(device))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
+    def __init__(
+        self,
+        recipe: Recipe,
+        images: np.ndarray,
+        labels: np.ndarray,
+        *,
+        seed: int = 0,
+        validation: tuple[np.ndarray, np.ndarray] | None = None,
+        device: str = "cpu",
+    ) -> None:
+        manual_seed(seed)
+        self.recipe, self.seed, self.device = recipe, seed, device
+        self.images, self.labels, self.validation = images, labels, validation
+        self.network = NETWORKS[recipe.network]().to(device)
+        if not recipe.dropout:
+            for layer in self.network.modules():
+                if isinstance(layer, nn.Dropout):
+                    layer.p = 0.0
+        weights = [p for p in self.network.parameters() if p.ndim > 1]
+        biases = [p for p in self.network.parameters() if p.ndim == 1]
+        self.optimizer = optim.SGD(
+            [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": biases}],
+            lr=recipe.lr,
+            momentum=recipe.momentum,
+        )
+        self.average = optim.WeightAverage(self.network.parameters(), recipe.average)
+        self.best: dict[str, np.ndarray] = {}  # the weights of the best epoch
+        self.at = Counters()
 
-            samples += len(chosen)
-            loss_sum += loss.item() * len(chosen)
-            correct += int((logits.numpy().argmax(axis=1) == labels).sum())
-            if not math.isfinite(loss_sum):
-                raise TrainingError(
-                    f"the loss is {loss.item()} in epoch {epoch + 1}, step "
-                    f"{start // batch_size + 1}: try a smaller learning rate than {optimizer.lr:g}"
-                )
-            yield Progress(
-                epoch + 1, int(samples), loss_sum / samples, correct / samples, samples == count
+    def steps(self) -> Iterator[Progress]:
+        """Go on until training is finished; yields after every step.
+
+        Each epoch sees every image once; its last batch is smaller where the batch size does not
+        divide. Raises TrainingError when the loss is not finite, before the weights learn from it.
+        """
+        at, count, size = self.at, len(self.images), self.recipe.batch_size
+        steps_of_epoch = -(-count // size)
+        while at.epoch < self.recipe.epochs and not at.stopped:
+            order = np.random.default_rng((self.seed, at.epoch)).permutation(count)
+            self.network.train()
+            for start in range(at.samples, count, size):
+                self.optimizer.lr = self.recipe.learning_rate(at.step / steps_of_epoch)
+                self.learn(order[start : start + size])
+                yield self.progress()
+                if at.stopped:
+                    return
+
+    def learn(self, chosen: np.ndarray) -> None:
+        """One step on the images with the indices `chosen`."""
+        recipe, at = self.recipe, self.at
+        images, labels = self.augmented(self.images[chosen]), self.labels[chosen]
+
+        logits = self.network(Tensor(scale(images)).to(self.device))
+        loss = softmax_cross_entropy(
+            logits, Tensor(labels).to(self.device), label_smoothing=recipe.label_smoothing
+        )
+        value = loss.item()
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"the loss is {value} in epoch {at.epoch + 1}, step {at.step + 1}: "
+                f"try a smaller learning rate than {self.optimizer.lr:g}"
             )
+        self.optimizer.zero_grad()
+        loss.backward()
+        if recipe.clip:
+            optim.clip_grad_norm(self.network.parameters(), recipe.clip)
+        self.optimizer.step()
+
+        at.step += 1
+        at.samples += len(chosen)
+        at.loss_sum += value * len(chosen)
+        at.correct += int((logits.numpy().argmax(axis=1) == labels).sum())
+        if recipe.average and at.step % AVERAGE_EVERY == 0:
+            self.average.update()
+
+    def augmented(self, images: np.ndarray) -> np.ndarray:
+        recipe = self.recipe
+        if recipe.shift or recipe.mirror or recipe.erase:
+            random = np.random.default_rng((self.seed, 0, self.at.step))
+            if recipe.shift:
+                images = augmentation.shift(images, recipe.shift, random)
+            if recipe.mirror:
+                images = augmentation.mirror(images, random)
+            if recipe.erase:
+                images = augmentation.erase(images, recipe.erase, random)
+        return images
+
+    def progress(self) -> Progress:
+        """What the last step has led to; at the end of an epoch, the epoch is measured."""
+        at, recipe = self.at, self.recipe
+        loss, accuracy = at.loss_sum / at.samples, at.correct / at.samples
+        end_of_epoch = at.samples == len(self.images)
+        place = (at.epoch + 1, at.step, at.samples, loss, accuracy, self.optimizer.lr)
+        validation: tuple[float, float] | tuple[()] = ()
+        if end_of_epoch:
+            at.epoch, at.samples, at.loss_sum, at.correct = at.epoch + 1, 0, 0.0, 0
+            if self.validation:
+                with self.averaged():
+                    validation = evaluate(self.network, *self.validation, self.device)
+            self.compare(score=validation[1] if validation else -loss)
+            measured = validation[1] if validation else accuracy
+            if recipe.target_accuracy and measured >= recipe.target_accuracy:
+                at.stopped = f"accuracy {measured:.2%} reached"
+        if at.step == recipe.max_steps:
+            at.stopped = f"{at.step} steps done"
+        return Progress(*place, end_of_epoch, *validation)
+
+    def compare(self, score: float) -> None:
+        """Keep the weights if this epoch is the best so far; stop if none has been for long."""
+        at, patience = self.at, self.recipe.patience
+        if score > at.best_score:
+            at.best_score, at.best_epoch = score, at.epoch
+            self.best = self.weights()
+        elif patience and at.epoch - at.best_epoch >= patience:
+            at.stopped = f"no better epoch than {at.best_epoch} in {patience}"
+
+    def averaged(self) -> contextlib.AbstractContextManager[None]:
+        """A context in which the network has the weights that it is to be used with."""
+        return self.average.applied() if self.recipe.average else contextlib.nullcontext()
+
+    def weights(self) -> dict[str, np.ndarray]:
+        """The network's state_dict as it is to be used: averaged, if the recipe says so."""
+        with self.averaged():
+            return self.network.state_dict()
+
+    def finish(self) -> None:
+        """Give the network its final weights: with `patience` the best epoch's."""
+        restored = self.best if self.recipe.patience and self.best else self.weights()
+        self.network.load_state_dict(restored)
+
+    def state(self) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+        """Everything that `restore` needs: arrays by name, and text."""
+        parts = {
+            "network": self.network.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "average": self.average.state_dict(),
+            "best": self.best,
+        }
+        arrays = {
+            f"{part}.{name}": array
+            for part, state in parts.items()
+            for name, array in state.items()
+        }
+        return arrays, {
+            "seed": str(self.seed),
+            "recipe": json.dumps(vars(self.recipe)),
+            "counters": json.dumps(vars(self.at)),
+            "random": json.dumps(get_rng_state()),
+        }
+
+    def restore(self, arrays: Mapping[str, np.ndarray], text: Mapping[str, str]) -> None:
+        """Go on from `state`: what follows is then the same to the last bit, on the same machine.
+
+        Raises ValueError if the state is of another training.
+        """
+        if text["recipe"] != json.dumps(vars(self.recipe)) or text["seed"] != str(self.seed):
+            raise ValueError("the state is of a training by another recipe or seed")
+        parts: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
+        for full_name, array in arrays.items():
+            part, _, name = full_name.partition(".")
+            parts[part][name] = array
+        self.network.load_state_dict(parts["network"])
+        self.optimizer.load_state_dict(parts["optimizer"])
+        self.average.load_state_dict(parts["average"])
+        self.best = parts["best"]
+        self.at = Counters(**json.loads(text["counters"]))
+        set_rng_state(json.loads(text["random"]))

@@ -2,7 +2,7 @@
 
 from tinygrad_nnfs import data, nn, ops, optim
 from tinygrad_nnfs import kernels as kernels
-from tinygrad_nnfs.backend import manual_seed
+from tinygrad_nnfs.backend import get_rng_state, manual_seed, set_rng_state
 from tinygrad_nnfs.kernels.blas import use_blas_threads
 from tinygrad_nnfs.kernels.threads import num_threads, set_num_threads
 from tinygrad_nnfs.profiling import profile
@@ -17,6 +17,7 @@ __all__ = [
     "Parameter",
     "Tensor",
     "data",
+    "get_rng_state",
     "manual_seed",
     "nn",
     "no_grad",
@@ -27,6 +28,7 @@ __all__ = [
     "profile",
     "reference_kernels",
     "set_num_threads",
+    "set_rng_state",
     "use_blas_threads",
 ]
 __version__ = "0.1.0"

@@ -9,6 +9,7 @@ import importlib
 import itertools
 import math
 import threading
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any, TypeAlias, cast
 
@@ -83,6 +84,23 @@ def manual_seed(seed: int) -> None:
         raise ValueError(f"manual_seed: the seed must be in 0..2**64-1, found {seed}")
     global _random
     _random = _Random(seed)
+
+
+def get_rng_state() -> dict[str, Any]:
+    """Where every random stream is: plain numbers, for `set_rng_state` or a JSON file."""
+    calls = next(_random.calls)
+    _random.calls = itertools.count(calls)
+    state = _random.generator.bit_generator.state
+    return {"seed": _random.seed, "calls": calls, "weights": state}
+
+
+def set_rng_state(state: Mapping[str, Any]) -> None:
+    """Put every random stream where it was when `get_rng_state` returned `state`."""
+    global _random
+    restored = _Random(state["seed"])
+    restored.calls = itertools.count(state["calls"])
+    restored.generator.bit_generator.state = state["weights"]
+    _random = restored
 
 
 def random_key() -> tuple[int, int]:

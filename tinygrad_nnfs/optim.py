@@ -7,9 +7,12 @@ is left alone. Hyper-parameters live in `groups`, so that layers can differ:
 """
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
+
+import numpy as np
 
 from tinygrad_nnfs import backend, kernels
 from tinygrad_nnfs.backend import Array
@@ -111,6 +114,49 @@ class Optimizer:
                 f"{self._name}.step: no parameter has a gradient: call backward() first, and "
                 "zero_grad() before backward(), not after it"
             )
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A snapshot of what the update rule remembers: numpy arrays, copied.
+
+        The names are "<number of the parameter>.<name>", such as "0.velocity". Hyper-parameters
+        are not in it: they are the program's.
+        """
+        return {
+            f"{i}.{name}": np.array(
+                backend.move(value, "cpu") if backend.is_array(value) else value
+            )
+            for i, parameter in enumerate(self._parameters())
+            for name, value in self.state.get(parameter, {}).items()
+        }
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Remember what `state_dict` returned. Raises ValueError if that does not fit, and then
+        nothing is changed."""
+        parameters = self._parameters()
+        restored: dict[Tensor, dict[str, Any]] = {}
+        for key, value in state.items():
+            number, _, name = key.partition(".")
+            if not number.isdecimal() or int(number) >= len(parameters) or not name:
+                raise ValueError(
+                    f"{self._name}.load_state_dict: {key!r} is unknown: there are "
+                    f"{len(parameters)} parameters"
+                )
+            parameter = parameters[int(number)]
+            mine = restored.setdefault(parameter, {})
+            if value.dtype.kind == "i":
+                mine[name] = int(value)  # Adam's number of steps
+                continue
+            if (value.shape, value.dtype) != (parameter.shape, parameter.dtype):
+                raise ValueError(
+                    f"{self._name}.load_state_dict: {key} is {value.dtype} {value.shape}, "
+                    f"expected {parameter.dtype} {parameter.shape}"
+                )
+            # in the parameter's own memory order, for which the fast update looks
+            _buffer(mine, name, parameter.data)[...] = backend.move(value, parameter.device)
+        self.state = restored
+
+    def _parameters(self) -> list[Parameter]:
+        return [parameter for group in self.groups for parameter in group["params"]]
 
     def update(
         self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
@@ -247,6 +293,54 @@ class AdamW(Adam):
     ) -> None:
         data *= 1 - group["lr"] * group["weight_decay"]
         self.descend(data, grad, state, group)
+
+
+class WeightAverage:
+    """An exponential moving average of parameters, often better than the last ones are.
+
+    After each `update`: average = d average + (1 - d) theta; d = min(decay, (1 + t) / (10 + t))
+    at the t-th update, so that the initial weights are soon forgotten (Polyak and Juditsky, 1992;
+    the warm-up is that of TensorFlow's ExponentialMovingAverage).
+    """
+
+    def __init__(self, parameters: Iterable[Parameter], decay: float) -> None:
+        if not 0 <= decay < 1:
+            raise ValueError(f"WeightAverage: decay must be in [0, 1), found {decay}")
+        self.parameters, self.decay, self.t = list(parameters), decay, 0
+        self.averages = [parameter.data.copy("K") for parameter in self.parameters]
+
+    def update(self) -> None:
+        self.t += 1
+        share = 1 - min(self.decay, (1 + self.t) / (10 + self.t))
+        for average, parameter in zip(self.averages, self.parameters):
+            average += share * (parameter.data - average)
+
+    @contextmanager
+    def applied(self) -> Iterator[None]:
+        """Within this context the parameters have the averages for their values."""
+        own = [parameter.data for parameter in self.parameters]
+        for parameter, average in zip(self.parameters, self.averages):
+            parameter.data = average
+        try:
+            yield
+        finally:
+            for parameter, data in zip(self.parameters, own):
+                parameter.data = data
+
+    def state_dict(self) -> dict[str, np.ndarray]:
+        """A snapshot: "t", and the averages by the number of their parameter."""
+        averages = {str(i): np.array(backend.move(a, "cpu")) for i, a in enumerate(self.averages)}
+        return {"t": np.array(self.t), **averages}
+
+    def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
+        """Go on from what `state_dict` returned. Raises ValueError if that does not fit."""
+        wanted = {"t": (), **{str(i): a.shape for i, a in enumerate(self.averages)}}
+        found = {name: value.shape for name, value in state.items()}
+        if found != wanted:
+            raise ValueError(f"WeightAverage.load_state_dict: expected {wanted}, found {found}")
+        self.t = int(state["t"])
+        for i, average in enumerate(self.averages):
+            average[...] = backend.move(state[str(i)], backend.device_of(average))
 
 
 def clip_grad_norm(parameters: Iterable[Parameter], max_norm: float) -> float:

@@ -9,6 +9,10 @@ Commands = argparse._SubParsersAction  # what `add` of each command is given
 class CommandError(Exception):
     """A command cannot do what was asked; the message is the one line that the user sees."""
 
+    def __init__(self, message: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.status = status
+
 
 def whole(smallest: int) -> Callable[[str], int]:
     """An argparse type: an integer from `smallest` on."""

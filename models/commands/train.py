@@ -1,159 +1,260 @@
 """`nnfs train`."""
 
 import argparse
+import itertools
+import json
+import signal
 import time
+from contextlib import nullcontext
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tinygrad_nnfs.models.cnn import CNN
 from tinygrad_nnfs.models.commands.arguments import CommandError, Commands, number, whole
-from tinygrad_nnfs.models.mlp import MLP
+from tinygrad_nnfs.models.evaluation import evaluate
+from tinygrad_nnfs.models.recipes import DEFAULTS, RECIPES, Recipe
+from tinygrad_nnfs.models.training import Progress
 
-from tinygrad_nnfs import backend, data, manual_seed, nn, optim, use_blas_threads
+from tinygrad_nnfs import backend, data
 
-NETWORKS = {"mlp": MLP, "cnn": CNN}
-LEARNING_RATE = 0.02
-EPOCHS = {  # the digits are few: more epochs take less time
-    ("mlp", "digits"): 60,
-    ("mlp", "mnist"): 20,
-    ("mlp", "fashion-mnist"): 20,
-    ("cnn", "digits"): 10,
-    ("cnn", "mnist"): 5,
-    ("cnn", "fashion-mnist"): 10,
-}
+if TYPE_CHECKING:
+    from rich.console import Console
+    from tinygrad_nnfs.models.runs import Run
 
 
 def add(commands: Commands) -> None:
     command = commands.add_parser(
         "train",
         help="train a network and report its train and test accuracy",
-        description="Train a network and report its accuracy on training and test images. "
-        "Without arguments: the MLP on scikit-learn's digits, which needs no download. Progress "
-        "shows means over the epoch so far, with dropout; the table at the end is measured after.",
+        description="Train a network, or by a recipe (`nnfs recipes` lists them), and report its "
+        "accuracy on training and test images. Without arguments: the MLP on scikit-learn's "
+        "digits, which needs no download. Progress shows means over the epoch so far, with "
+        "dropout; the table at the end is measured after. The run is kept in a folder of its own; "
+        "after an interruption --resume goes on to the very result that it would have had.",
         epilog="example: NNFS_DATA=~/data nnfs train cnn --data fashion-mnist --epochs 3",
     )
     command.add_argument(
-        "network", nargs="?", type=network, default="mlp", metavar="mlp|cnn", help="(default: mlp)"
+        "what",
+        nargs="?",
+        type=network_or_recipe,
+        metavar="mlp|cnn|RECIPE",
+        help="(default: mlp)",
     )
-    command.add_argument(
-        "--data",
-        choices=list(data.CLASS_NAMES),
-        default="digits",
-        help="the images (default: %(default)s)",
-    )
-    command.add_argument(
-        "--data-dir", metavar="DIR", help="where the IDX files are (default: $NNFS_DATA)"
-    )
-    command.add_argument(
-        "--epochs",
-        type=whole(1),
-        metavar="N",
-        help="passes over the training images (default: by network and data)",
-    )
-    command.add_argument(
-        "--batch-size",
-        type=whole(1),
-        default=64,
-        metavar="N",
-        help="images in a training step (default: %(default)s)",
-    )
-    command.add_argument(
-        "--lr",
-        type=number(0),
-        default=LEARNING_RATE,
-        metavar="RATE",
-        help="learning rate (default: %(default)s)",
-    )
-    command.add_argument(
-        "--momentum",
-        type=number(0, 1),
-        default=0.9,
-        metavar="MU",
-        help="share of the last update in the next one, below 1 (default: %(default)s)",
-    )
+    command.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in RUN")
     command.add_argument(
         "--seed",
         type=whole(0),
-        default=0,
         metavar="N",
-        help="of initial weights, order of images and dropout (default: %(default)s)",
+        help="of initial weights, order of images, augmentation and dropout (default: 0)",
+    )
+    add_place(command)
+    command.add_argument(
+        "--json", action="store_true", help="print the result as JSON; progress goes to stderr"
     )
     command.add_argument(
-        "--device", choices=backend.DEVICES, default="cpu", help="(default: %(default)s)"
+        "--tensorboard", action="store_true", help="also write each epoch for TensorBoard"
     )
+    recipe = command.add_argument_group("changes to the recipe (`nnfs recipes` shows its values)")
+    for field in fields(Recipe):
+        if field.name != "network":
+            add_setting(recipe, field.name, field.default, **field.metadata)
     command.set_defaults(run=run)
 
 
-def network(name: str) -> str:
-    """An argparse type: the name of a network."""
-    if name in NETWORKS:
+def add_place(command: argparse.ArgumentParser) -> None:
+    """The arguments that say where a training happens."""
+    command.add_argument(
+        "--data-dir", metavar="DIR", help="where the data sets are (default: $NNFS_DATA)"
+    )
+    command.add_argument("--offline", action="store_true", help="never download a data set")
+    command.add_argument(
+        "--device", choices=backend.DEVICES, default="cpu", help="(default: %(default)s)"
+    )
+    command.add_argument(
+        "--runs",
+        type=Path,
+        default=Path("runs"),
+        metavar="DIR",
+        help="where the folders of runs are (default: %(default)s)",
+    )
+
+
+def add_setting(group: Any, name: str, default: Any, meaning: str, **limits: Any) -> None:
+    """The flag of a setting of a recipe. Not given, it is None."""
+    flag, how = "--" + name.replace("_", "-"), {"dest": name, "default": None, "help": meaning}
+    if name == "data":
+        limits = {"choices": list(data.CLASS_NAMES)}
+    if isinstance(default, bool):
+        how["action"] = argparse.BooleanOptionalAction
+    elif "choices" in limits:
+        how["choices"] = limits["choices"]
+    elif isinstance(default, int):
+        how |= {"type": whole(limits["low"]), "metavar": "N"}
+    else:
+        how |= {"type": number(limits.get("low", 0), limits.get("below")), "metavar": "X"}
+    group.add_argument(flag, **how)
+
+
+def network_or_recipe(name: str) -> str:
+    """An argparse type: the name of a network or of a recipe."""
+    if name in ("mlp", "cnn") or name in RECIPES:
         return name
     hint = f" but a data set: nnfs train --data {name}" if name in data.CLASS_NAMES else ""
     raise argparse.ArgumentTypeError(
-        f"{name!r} is not a network{hint or ' (mlp, cnn); is an option misspelt?'}"
+        f"{name!r} is not a network{hint or ' (mlp, cnn) or a recipe; is an option misspelt?'}"
     )
+
+
+def chosen_recipe(options: argparse.Namespace) -> tuple[str, Recipe]:
+    """The name of the run, and its recipe with the changes that flags make."""
+    what = options.what or "mlp"
+    recipe = RECIPES.get(what) or DEFAULTS[what, options.data or "digits"]
+    given = {f.name: getattr(options, f.name, None) for f in fields(Recipe)}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    if recipe.patience and not recipe.validation:
+        raise CommandError("--patience stops by the validation images: give --validation N, too")
+    return what if what in RECIPES else f"{what}-{recipe.data}", recipe
 
 
 def run(options: argparse.Namespace) -> None:
     from rich.console import Console
-    from rich.table import Table
-    from tinygrad_nnfs.models.evaluation import evaluate
-    from tinygrad_nnfs.models.progress import Display
-    from tinygrad_nnfs.models.training import train
+    from tinygrad_nnfs.models.runs import SignalError, Place, Run
 
-    epochs = options.epochs or EPOCHS[options.network, options.data]
-    lr = options.lr
-    dataset = data.load(options.data, options.data_dir)
+    console = Console(stderr=options.json)
+    place = Place(options.device, options.data_dir, options.offline)
+    if options.resume:
+        refuse_changes(options)
+        training_run = Run.resume(options.resume, place)
+    else:
+        name, recipe = chosen_recipe(options)
+        folder = options.runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
+        training_run = Run.new(unused(folder), name, recipe, options.seed or 0, place)
     try:
-        manual_seed(options.seed)
-        network = NETWORKS[options.network]().to(options.device)
-        use_blas_threads(not any(isinstance(m, nn.Conv2d) for m in network.modules()))
-    except (RuntimeError, ValueError) as error:  # no such device, a seed out of range
-        raise CommandError(str(error)) from None
+        follow(training_run, console, options.tensorboard)
+    except SignalError as interrupted:
+        signal_name = signal.Signals(interrupted.signal_number).name
+        raise CommandError(
+            f"stopped by {signal_name}, and saved. To go on: "
+            f"nnfs train --resume {training_run.folder}",
+            status=128 + interrupted.signal_number,
+        ) from None
+    results = measure(training_run)
+    if options.json:
+        print(json.dumps(results))
+    else:
+        show(training_run, results, console)
 
-    console = Console()
-    settings = f"batch {options.batch_size}, lr {lr:g}, momentum {options.momentum:g}"
-    console.print(
-        f"{options.network} on {options.data}: {len(dataset.train_images):,} training images, "
-        f"{epochs} epoch{'s' * (epochs > 1)}, {settings}, seed {options.seed}, {options.device}",
-        highlight=False,
-        soft_wrap=True,
+
+def refuse_changes(options: argparse.Namespace) -> None:
+    names = ["what", "seed", *(f.name for f in fields(Recipe) if f.name != "network")]
+    given = [name for name in names if getattr(options, name) is not None]
+    if given:
+        flags = ", ".join(n if n == "what" else "--" + n.replace("_", "-") for n in given)
+        raise CommandError(f"--resume takes everything from the run: leave out {flags}")
+
+
+def unused(folder: Path) -> Path:
+    """`folder`, or with a number behind it, if another run began in the same second."""
+    candidates = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
+    return folder if not folder.exists() else next(f for f in candidates if not f.exists())
+
+
+def follow(training_run: "Run", console: "Console", tensorboard: bool = False) -> None:
+    """Train to the end, showing progress."""
+    from tinygrad_nnfs.models.progress import Display
+
+    training, recipe = training_run.training, training_run.recipe
+    epochs, count = recipe.epochs, len(training.images)
+    say(
+        console,
+        f"{recipe.network} on {recipe.data}: {count:,} training images, {epochs} "
+        f"epoch{'s' * (epochs > 1)}, batch {recipe.batch_size}, lr {recipe.lr:g}, "
+        f"momentum {recipe.momentum:g}, seed {training.seed}, {training.device}",
     )
-    start = time.perf_counter()
-    steps = train(
-        network,
-        optim.SGD(network.parameters(), lr=lr, momentum=options.momentum),
-        dataset,
-        epochs=epochs,
-        batch_size=options.batch_size,
-        schedule=optim.Constant(lr),
-        seed=options.seed,
-        device=options.device,
-    )
-    # no warnings of overflow between the lines of progress: `train` watches the loss
-    with np.errstate(all="ignore"), Display(console, epochs, len(dataset.train_images)) as display:
-        for progress in steps:
+    if training_run.finished:
+        say(console, f"{training_run.folder} is trained already")
+    elif training.at.step:
+        say(console, f"going on with {training_run.folder} after step {training.at.step:,}")
+    # no warnings of overflow between the lines of progress: training watches the loss
+    with (
+        np.errstate(all="ignore"),
+        Events(training_run.folder) if tensorboard else nullcontext() as events,
+        Display(console, epochs, count) as display,
+    ):
+
+        def watch(progress: Progress) -> None:
             display.update(progress)
-    seconds = time.perf_counter() - start
+            if events and progress.end_of_epoch:
+                events.write(progress)
 
-    table = Table("", "images", "loss", "accuracy", title=f"{options.network}, {options.data}")
+        training_run.train(watch)
+    if training.at.stopped:
+        say(console, f"stopped after epoch {training.at.epoch}: {training.at.stopped}")
+
+
+class Events:
+    """The file that TensorBoard reads, in the folder of a run."""
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboardX import SummaryWriter
+
+        self.writer = SummaryWriter(str(folder))
+
+    def __enter__(self) -> "Events":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.writer.close()
+
+    def write(self, progress: Progress) -> None:
+        for name in ("loss", "accuracy", "lr", "validation_loss", "validation_accuracy"):
+            value = getattr(progress, name)
+            if value is not None:
+                self.writer.add_scalar(name, value, progress.epoch)
+
+
+def measure(training_run: "Run") -> dict[str, Any]:
+    """How good the trained network is, and where it is kept."""
+    training, dataset = training_run.training, training_run.dataset
+    results: dict[str, Any] = {
+        "run": str(training_run.folder),
+        "epochs": training.at.epoch,
+        "steps": training.at.step,
+        "seconds": round(training_run.seconds, 1),
+    }
+    for part in ("train", "test"):
+        images, labels = getattr(dataset, f"{part}_images"), getattr(dataset, f"{part}_labels")
+        loss, accuracy = evaluate(training.network, images, labels, training.device)
+        results[part] = {"images": len(images), "loss": loss, "accuracy": accuracy}
+    return results
+
+
+def show(training_run: "Run", results: dict[str, Any], console: "Console") -> None:
+    from rich.table import Table
+
+    recipe = training_run.recipe
+    table = Table("", "images", "loss", "accuracy", title=f"{recipe.network}, {recipe.data}")
     for column in table.columns[1:]:
         column.justify = "right"
     for part in ("train", "test"):
-        images = getattr(dataset, f"{part}_images")
-        labels = getattr(dataset, f"{part}_labels")
-        loss, accuracy = evaluate(network, images, labels, options.device)
-        table.add_row(part, f"{len(images):,}", f"{loss:.4f}", f"{accuracy:.2%}")
+        row = results[part]
+        table.add_row(part, f"{row['images']:,}", f"{row['loss']:.4f}", f"{row['accuracy']:.2%}")
     console.print(table)
-    console.print(
-        f"Trained in {seconds:.1f} s. {next_step(options)}", highlight=False, soft_wrap=True
-    )
+    folder = results["run"]
+    say(console, f"Trained in {results['seconds']:.1f} s, kept in {folder}.")
+    say(console, f"Next: nnfs evaluate {folder}{other_training(recipe)}")
 
 
-def next_step(options: argparse.Namespace) -> str:
-    """What to try next."""
-    if options.data == "digits":
-        other = "cnn" if options.network == "mlp" else "mlp"
-        return f"Next: nnfs train {other}, or --data fashion-mnist for real images."
-    if options.network == "mlp":
-        return f"Next: nnfs train cnn --data {options.data}"
-    return "Next: nnfs train --help lists what can be changed."
+def other_training(recipe: Recipe) -> str:
+    """What else to try."""
+    if recipe.data == "digits":
+        other = "cnn" if recipe.network == "mlp" else "mlp"
+        return f", nnfs train {other}, or --data fashion-mnist for real images"
+    if recipe.network == "mlp":
+        return f", or nnfs train cnn --data {recipe.data}"
+    return ""
+
+
+def say(console: "Console", line: str) -> None:
+    console.print(line, highlight=False, soft_wrap=True)

@@ -1,0 +1,37 @@
+"""Augmentation: images uint8 (n, 28, 28) -> random variations of them, the same shape and dtype.
+
+Labels stay true: a shifted, mirrored or partly covered shirt is a shirt (but a mirrored 3 is no 3).
+"""
+
+import numpy as np
+
+
+def shift(images: np.ndarray, pixels: int, random: np.random.Generator) -> np.ndarray:
+    """Each image moved by -pixels..pixels in each direction; background comes in."""
+    n, h, w = images.shape
+    padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
+    windows = np.lib.stride_tricks.sliding_window_view(padded, (h, w), axis=(1, 2))
+    rows, columns = random.integers(0, 2 * pixels + 1, (2, n))
+    return windows[np.arange(n), rows, columns]
+
+
+def mirror(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
+    """Each image with its left and right exchanged, or not."""
+    mirrored = random.random(len(images)) < 0.5
+    return np.where(mirrored[:, None, None], images[:, :, ::-1], images)
+
+
+def erase(images: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    """A rectangle of `share` of the images, of 3 to 12 pixels a side, covered with noise.
+
+    Random erasing (Zhong et al., 2017), its sizes drawn uniformly.
+    """
+    n, h, w = images.shape
+    heights, widths = random.integers(3, 13, (2, n, 1))
+    tops = np.floor(random.random((n, 1)) * (h + 1 - heights))
+    lefts = np.floor(random.random((n, 1)) * (w + 1 - widths))
+    rows = (tops <= np.arange(h)) & (np.arange(h) < tops + heights)
+    columns = (lefts <= np.arange(w)) & (np.arange(w) < lefts + widths)
+    covered = rows[:, :, None] & columns[:, None, :]
+    covered &= (random.random(n) < share)[:, None, None]
+    return np.where(covered, random.integers(0, 256, images.shape, np.uint8), images)

@@ -1,0 +1,151 @@
+"""The recipes: how each network is trained, number by number.
+
+The first eleven are those of the source, "CNN & multi-layer perceptrons from scratch". Those whose
+names end in -plus are our own, of the same architectures, and made to beat them.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from tinygrad_nnfs import optim
+
+SCHEDULES = ("constant", "inverse-time", "cosine", "one-cycle")
+SPLITS = ("standard", "resplit")
+
+
+def setting(default: Any, meaning: str, **limits: Any) -> Any:
+    """A field of a Recipe: also a flag of `nnfs train`, which takes its meaning and limits."""
+    return field(default=default, metadata={"meaning": meaning, **limits})
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Everything that a training depends on, but for its seed."""
+
+    network: str = "mlp"
+    data: str = setting("digits", "the images")
+    epochs: int = setting(20, "passes over the training images", low=1)
+    batch_size: int = setting(64, "images in a training step", low=1)
+    lr: float = setting(0.02, "learning rate, the highest of a schedule", low=0)
+    momentum: float = setting(0.9, "share of the last update in the next one", low=0, below=1)
+    schedule: str = setting("constant", "how the learning rate changes", choices=SCHEDULES)
+    decay: float = setting(0.0, "of inverse-time: lr / (1 + decay * epoch)", low=0)
+    warmup: float = setting(0.2, "of one-cycle: share of the steps with a rising rate", below=1)
+    weight_decay: float = setting(0.0, "added times weight to its gradient; not for biases", low=0)
+    dropout: bool = setting(True, "dropout as the network has it")
+    label_smoothing: float = setting(0.0, "share of the target spread over all classes", below=1)
+    shift: int = setting(0, "each image moved by up to so many pixels", low=0)
+    mirror: bool = setting(False, "half of the images mirrored")
+    erase: float = setting(0.0, "share of the images with a rectangle of noise", low=0, below=1.01)
+    average: float = setting(0.0, "decay of the moving average of weights; 0: none", below=1)
+    clip: float = setting(0.0, "largest joint norm of the gradients; 0: no limit", low=0)
+    split: str = setting("standard", "test images as published or drawn anew", choices=SPLITS)
+    validation: int = setting(0, "training images held out to measure each epoch by", low=0)
+    patience: int = setting(0, "epochs without a better validation before stopping; 0: all", low=0)
+    max_steps: int = setting(0, "training steps at most; 0: all", low=0)
+    target_accuracy: float = setting(0.0, "stop at this accuracy, 0 to 1; 0: go on", below=1.01)
+
+    def learning_rate(self, time: float) -> float:
+        """The learning rate after `time` epochs."""
+        if self.schedule == "inverse-time":
+            return optim.InverseTimeDecay(self.lr, self.decay)(math.floor(time))
+        if self.schedule == "cosine":
+            return optim.CosineDecay(self.lr, self.epochs)(time)
+        if self.schedule == "one-cycle":
+            return optim.OneCycle(self.lr, self.epochs, self.warmup)(time)
+        return self.lr
+
+    def differences(self, other: "Recipe") -> dict[str, Any]:
+        """The settings that differ from `other`'s."""
+        mine, theirs = vars(self), vars(other)
+        return {name: value for name, value in mine.items() if value != theirs[name]}
+
+
+_SGD = Recipe(batch_size=1, lr=0.001, momentum=0.0, epochs=3, dropout=False)
+_MINIBATCH = Recipe(lr=0.001, epochs=100, dropout=False)
+_DROPOUT = Recipe(lr=0.01, epochs=100, schedule="inverse-time", decay=0.0005)
+_VARIANTS = {
+    "sgd": _SGD,
+    "momentum": replace(_SGD, momentum=0.9),
+    "minibatch": _MINIBATCH,
+    "dropout": _DROPOUT,
+    # the source adds lambda / (2 m) |W|^2 to the loss of a batch of m images, lambda = 0.001
+    "dropout-l2": replace(_DROPOUT, weight_decay=0.001 / 64),
+}
+_CNN = Recipe(
+    network="cnn",
+    data="fashion-mnist",
+    epochs=40,
+    lr=0.005,
+    schedule="inverse-time",
+    decay=0.001,
+)
+_MLP_PLUS = Recipe(
+    epochs=100, lr=0.05, schedule="one-cycle", shift=1, label_smoothing=0.1, average=0.999
+)
+_CNN_PLUS = Recipe(
+    network="cnn",
+    epochs=40,
+    lr=0.05,
+    schedule="one-cycle",
+    weight_decay=1e-4,
+    label_smoothing=0.1,
+    shift=2,
+    average=0.999,
+)
+
+RECIPES = {
+    **{f"mnist-{name}": replace(recipe, data="mnist") for name, recipe in _VARIANTS.items()},
+    **{
+        f"fashion-{name}": replace(recipe, data="fashion-mnist")
+        for name, recipe in _VARIANTS.items()
+    },
+    "fashion-cnn": _CNN,
+    "mnist-minibatch-plus": replace(_MLP_PLUS, data="mnist", dropout=False),
+    "mnist-dropout-plus": replace(_MLP_PLUS, data="mnist"),
+    "mnist-dropout-l2-plus": replace(_MLP_PLUS, data="mnist", weight_decay=1e-5),
+    "fashion-minibatch-plus": replace(_MLP_PLUS, data="fashion-mnist", dropout=False, mirror=True),
+    "fashion-dropout-plus": replace(_MLP_PLUS, data="fashion-mnist", mirror=True),
+    "fashion-dropout-l2-plus": replace(
+        _MLP_PLUS, data="fashion-mnist", mirror=True, weight_decay=1e-5
+    ),
+    "fashion-cnn-plus": replace(_CNN_PLUS, data="fashion-mnist", mirror=True),
+    "mnist-cnn-plus": replace(_CNN_PLUS, data="mnist"),
+}
+
+# what `nnfs train mlp --data digits` and the like begin with: quick rather than best
+DEFAULTS = {
+    ("mlp", "digits"): Recipe(epochs=60),  # the digits are few: more epochs take less time
+    ("mlp", "mnist"): Recipe(data="mnist"),
+    ("mlp", "fashion-mnist"): Recipe(data="fashion-mnist"),
+    ("cnn", "digits"): Recipe(network="cnn", epochs=10),
+    ("cnn", "mnist"): Recipe(network="cnn", data="mnist", epochs=5),
+    ("cnn", "fashion-mnist"): Recipe(network="cnn", data="fashion-mnist", epochs=10),
+}
+
+
+@dataclass(frozen=True)
+class Published:
+    """What others report of a recipe, in per cent."""
+
+    train: float  # the source's
+    test: float  # the source's; on a split of Kaggle's for Fashion-MNIST
+    pytorch: tuple[float, ...] = ()  # PyTorch's test accuracy by the same recipe, seed by seed
+    pytorch_resplit: float | None = None
+
+
+PUBLISHED = {
+    "mnist-minibatch": Published(99.84, 97.67, (97.68,)),
+    "mnist-dropout": Published(99.97, 98.22, (98.17, 98.22)),
+    "mnist-dropout-l2": Published(99.99, 98.21, (98.15, 98.24)),
+    "fashion-minibatch": Published(94.7, 89.21, (88.23, 88.77), 89.26),
+    "fashion-dropout": Published(95.4, 90.07, (88.78, 88.91), 89.55),
+    "fashion-dropout-l2": Published(95.6, 90.18, (89.04, 89.16), 89.71),
+    "fashion-cnn": Published(97.92, 94.17, (93.03,)),
+}
+
+
+def published(name: str) -> Published | None:
+    """What others report of the recipe `name`, or of the one that it is to beat."""
+    return PUBLISHED.get(name.removesuffix("-plus"))

@@ -1,0 +1,234 @@
+"""A run: one training, and the folder that holds all that is kept of it.
+
+config.json           the recipe, the seed, and the versions of what it was trained with
+metrics.jsonl         one line for each epoch
+curves.png            loss and accuracy over the epochs
+model.safetensors     the weights to use, at the end
+best.safetensors      the weights of the best epoch so far
+latest.safetensors    the checkpoint: all that `nnfs train --resume` needs
+"""
+
+import contextlib
+import json
+import platform
+import signal
+import sys
+import threading
+import time
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from importlib import metadata
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+from tinygrad_nnfs.models.curves import draw_curves
+from tinygrad_nnfs.models.recipes import Recipe
+from tinygrad_nnfs.models.training import Progress, Training, TrainingError
+
+from tinygrad_nnfs import data, use_blas_threads
+from tinygrad_nnfs.checkpoint import (
+    CHECKPOINT_FORMAT,
+    MODEL_FORMAT,
+    load,
+    save,
+    write_file,
+)
+
+SAVE_EVERY = 30.0  # seconds between checkpoints
+LATEST, METRICS = "latest.safetensors", "metrics.jsonl"
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+
+class RunError(Exception):
+    """A run cannot begin or go on; the message is one line that says which and why."""
+
+
+class SignalError(Exception):
+    """A signal has stopped the training; everything is saved."""
+
+    def __init__(self, signal_number: int) -> None:
+        self.signal_number = signal_number
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a run happens, which its result does not depend on."""
+
+    device: str = "cpu"
+    data_dir: str | None = None
+    offline: bool = False
+
+
+class Run:
+    """A training in its folder. `new` begins one, `resume` goes on with one, `train` trains."""
+
+    def __init__(self, folder: Path, name: str, recipe: Recipe, seed: int, place: Place) -> None:
+        self.folder, self.name, self.recipe, self.place = folder, name, recipe, place
+        self.dataset, validation = prepare(recipe, seed, place)
+        images, labels = self.dataset.train_images, self.dataset.train_labels
+        use_blas_threads(recipe.network == "mlp")  # they pay where all is dense
+        self.training = Training(
+            recipe, images, labels, seed=seed, validation=validation, device=place.device
+        )
+        self.images_crc = zlib.crc32(labels, zlib.crc32(images))
+        self.began = time.perf_counter()
+        self.saved_at = self.began
+
+    @classmethod
+    def new(cls, folder: Path, name: str, recipe: Recipe, seed: int, place: Place) -> "Run":
+        """A run that begins, in a new folder."""
+        run = cls(folder, name, recipe, seed, place)
+        config = {
+            "name": name,
+            "recipe": vars(recipe),
+            "seed": seed,
+            "place": vars(place),
+            "command": sys.argv[1:],
+            "versions": versions(),
+        }
+        try:
+            folder.mkdir(parents=True)
+            write_file(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+            write_file(folder / "metrics.jsonl", b"")
+        except OSError as error:
+            raise RunError(
+                f"{folder}: cannot be made: {error.strerror}; choose another place by --runs DIR"
+            ) from None
+        run.save()
+        return run
+
+    @classmethod
+    def resume(cls, folder: Path, place: Place | None = None) -> "Run":
+        """The run that `folder` is of, where its last checkpoint left it."""
+        if not folder.is_dir():
+            raise RunError(f"{folder}: is not the folder of a run: it has no {LATEST}")
+        path = folder / LATEST
+        arrays, text = load(path)
+        try:
+            recipe = Recipe(**json.loads(text["recipe"]))
+            place = place or Place(**json.loads(text["place"]))
+            run = cls(folder, text["name"], recipe, int(text["seed"]), place)
+            if run.images_crc != int(text["images_crc"]):
+                raise RunError(f"{folder}: was trained with other images than those found now")
+            run.training.restore(arrays, text)
+            run.began -= float(text["seconds"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise RunError(f"{path}: is not the checkpoint of a run: {error}") from None
+        # an epoch may have been logged and then lost with what came after the checkpoint
+        kept = run.epochs()[: run.training.at.epoch]
+        write_file(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        return run
+
+    @property
+    def seconds(self) -> float:
+        """Spent so far, all sessions together."""
+        return time.perf_counter() - self.began
+
+    @property
+    def finished(self) -> bool:
+        at = self.training.at
+        return bool(at.stopped) or at.epoch >= self.recipe.epochs
+
+    def train(self, watch: Callable[[Progress], None]) -> None:
+        """Train to the end, keeping checkpoints; `watch` is told of every step.
+
+        Raises SignalError after SIGINT, SIGTERM or SIGHUP, when all is saved; TrainingError for a
+        loss that is not finite; CheckpointError where the disk is full.
+        """
+        with catch_signals() as caught:
+            for progress in self.training.steps():
+                watch(progress)
+                if progress.end_of_epoch:
+                    self.log(progress)
+                if caught or time.perf_counter() - self.saved_at > SAVE_EVERY:
+                    self.save()
+                if caught:
+                    raise SignalError(caught[0])
+            self.save()
+            self.training.finish()
+            self.save_model("model.safetensors", self.training.network.state_dict())
+            draw_curves(self.folder / "curves.png", self.name, self.epochs())
+
+    def log(self, progress: Progress) -> None:
+        """Append an epoch to metrics.jsonl."""
+        line = {name: value for name, value in vars(progress).items() if value is not None}
+        del line["end_of_epoch"]
+        with (self.folder / METRICS).open("a") as file:
+            file.write(json.dumps({**line, "seconds": round(self.seconds, 3)}) + "\n")
+
+    def epochs(self) -> list[dict[str, Any]]:
+        """What metrics.jsonl says."""
+        lines = (self.folder / METRICS).read_text().splitlines()
+        return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut off
+
+    def save(self) -> None:
+        """Write the checkpoint, and the best epoch's weights."""
+        at = self.training.at
+        arrays, text = self.training.state()
+        bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
+        if bad:
+            raise TrainingError(
+                f"{bad[0]} is no longer finite after epoch {at.epoch}, step {at.step}: "
+                "try a smaller learning rate"
+            )
+        run = {
+            "format": CHECKPOINT_FORMAT,
+            "name": self.name,
+            "place": json.dumps(vars(self.place)),
+            "images_crc": str(self.images_crc),
+            "seconds": str(self.seconds),
+        }
+        if self.training.best:
+            self.save_model("best.safetensors", self.training.best, epoch=str(at.best_epoch))
+        save(self.folder / LATEST, arrays, {**text, **run})
+        self.saved_at = time.perf_counter()
+
+    def save_model(self, file: str, weights: dict[str, np.ndarray], **text: str) -> None:
+        about = {"data": self.recipe.data, "recipe": self.name, "seed": str(self.training.seed)}
+        save(self.folder / file, weights, {"format": MODEL_FORMAT, **about, **text})
+
+
+def prepare(
+    recipe: Recipe, seed: int, place: Place
+) -> tuple[data.Dataset, tuple[np.ndarray, np.ndarray] | None]:
+    """The images that `recipe` learns and is tested with, and those held out for validation."""
+    dataset = data.load(recipe.data, place.data_dir)
+    if recipe.split == "resplit":
+        dataset = data.resplit(dataset, seed)
+    if not recipe.validation:
+        return dataset, None
+    dataset, images, labels = data.hold_out(dataset, recipe.validation, seed)
+    return dataset, (images, labels)
+
+
+def versions() -> dict[str, str]:
+    """What a result may depend on, besides the recipe and the seed."""
+    found = {"python": platform.python_version(), "machine": platform.machine()}
+    for package in ("tinygrad_nnfs", "numpy", "numba", "cupy"):
+        with contextlib.suppress(metadata.PackageNotFoundError):
+            found[package] = metadata.version(package)
+    return found
+
+
+@contextlib.contextmanager
+def catch_signals() -> Iterator[list[int]]:
+    """Within this context signals to stop are put into a list; a second one interrupts at once."""
+    caught: list[int] = []
+
+    def catch(number: int, frame: FrameType | None) -> None:
+        if caught:
+            raise KeyboardInterrupt
+        caught.append(number)
+
+    if threading.current_thread() is not threading.main_thread():
+        yield caught  # Python gives signals to the main thread alone
+        return
+    before = {number: signal.signal(number, catch) for number in SIGNALS}
+    try:
+        yield caught
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
