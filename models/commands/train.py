@@ -4,13 +4,11 @@ import argparse
 import time
 
 import numpy as np
-from tinygrad_nnfs.models.cnn import CNN
 from tinygrad_nnfs.models.commands.arguments import CommandError, Commands, number, whole
-from tinygrad_nnfs.models.mlp import MLP
+from tinygrad_nnfs.models.networks import NETWORKS
 
 from tinygrad_nnfs import backend, data, manual_seed, nn, optim, use_blas_threads
 
-NETWORKS = {"mlp": MLP, "cnn": CNN}
 LEARNING_RATE = 0.02
 EPOCHS = {  # the digits are few: more epochs take less time
     ("mlp", "digits"): 60,
