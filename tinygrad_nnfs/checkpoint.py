@@ -11,7 +11,8 @@ import json
 import os
 import secrets
 import stat
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -110,7 +111,7 @@ def load(path: AnyPath) -> tuple[dict[str, np.ndarray], dict[str, str]]:
         ) from None
     except (library.SafetensorError, ValueError, MemoryError) as error:
         raise CheckpointError(
-            f"{path}: is damaged or not a safetensors file: {_one_line(error)}"
+            f"{path}: is cut off, damaged or not a safetensors file: {_one_line(error)}"
         ) from None
     metadata = header.pop("__metadata__", None) or {}
     return {name: arrays[name] for name in header}, metadata
@@ -124,6 +125,23 @@ def load_weights(network: nn.Module, path: AnyPath, *, allow_nan: bool = False) 
     then nothing in the network has changed; so for NaN and infinite weights without `allow_nan`.
     """
     arrays, metadata = load(path)
+    check_model_format(path, metadata)
+    problems = _differences(arrays, network.state_dict())
+    if problems:
+        raise CheckpointError(f"{path}: does not fit this {type(network).__name__}: {problems}")
+    if not allow_nan:
+        bad = [quoted(name) for name, array in arrays.items() if not np.isfinite(array).all()]
+        if bad:
+            raise CheckpointError(
+                f"{path}: NaN or infinite numbers in {listed(bad)}: training has failed, or "
+                "the file is damaged"
+            )
+    network.load_state_dict(arrays)
+    return metadata
+
+
+def check_model_format(path: AnyPath, metadata: Mapping[str, str]) -> None:
+    """Raise CheckpointError if a file with this metadata holds anything but a network's weights."""
     form = metadata.get("format")
     if form == CHECKPOINT_FORMAT:
         raise CheckpointError(
@@ -131,21 +149,9 @@ def load_weights(network: nn.Module, path: AnyPath, *, allow_nan: bool = False) 
         )
     if form != MODEL_FORMAT and form not in FOREIGN_FORMATS:
         raise CheckpointError(
-            f"{path}: is of format {_quoted(form)}, expected {MODEL_FORMAT!r}: is it of a newer "
+            f"{path}: is of format {quoted(form)}, expected {MODEL_FORMAT!r}: is it of a newer "
             "version?"
         )
-    problems = _differences(arrays, network.state_dict())
-    if problems:
-        raise CheckpointError(f"{path}: does not fit this {type(network).__name__}: {problems}")
-    if not allow_nan:
-        bad = [name for name, array in arrays.items() if not np.isfinite(array).all()]
-        if bad:
-            raise CheckpointError(
-                f"{path}: NaN or infinite numbers in {_some(bad)}: training has failed, or "
-                "the file is damaged"
-            )
-    network.load_state_dict(arrays)
-    return metadata
 
 
 def _library() -> Any:
@@ -163,14 +169,14 @@ def _serialize(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) ->
     library = _library()
     for text in (*arrays, *metadata, *metadata.values()):
         if not isinstance(text, str):
-            raise TypeError(f"names and metadata are strings, found {text!r}")
+            raise TypeError(f"names and metadata are strings, found {quoted(text)}")
     if "__metadata__" in arrays:
         raise ValueError("the name '__metadata__' is the format's own")
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES:
             found = getattr(array, "dtype", type(array).__name__)
             raise TypeError(
-                f"{_quoted(name)} is {found}, expected a numpy array of one of {', '.join(DTYPES)}"
+                f"{quoted(name)} is {found}, expected a numpy array of one of {', '.join(DTYPES)}"
             )
     # the library writes an array's memory as it lies, whatever its strides
     content: bytes = library.numpy.save(
@@ -214,19 +220,20 @@ def _read(path: Path) -> tuple[bytes, int]:
                     "(pickle and .pt files could run code: PyTorch's safetensors.torch.save_file "
                     "writes what can be read here)"
                 )
-            return start + file.read(), header_size
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = error.strerror if isinstance(error, OSError) and error.strerror else error
-        raise CheckpointError(f"{path}: cannot be read: {reason}") from None
+            file.seek(0)
+            return file.read(), header_size
+    except (OSError, ValueError, MemoryError) as error:  # ValueError: a path with a null character
+        reason = error.strerror if isinstance(error, OSError) else None
+        raise CheckpointError(f"{path}: cannot be read: {reason or _one_line(error)}") from None
 
 
 def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """What json makes of an object: a dict, or an error where a name comes twice."""
     entries = dict(pairs)
     if len(entries) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = [name for name in entries if names.count(name) > 1]
-        raise ValueError(f"the header has {_some(twice)} more than once")
+        times = Counter(name for name, _ in pairs)
+        twice = [quoted(name) for name, count in times.items() if count > 1]
+        raise ValueError(f"the header has {listed(twice)} more than once")
     return entries
 
 
@@ -235,27 +242,27 @@ def _differences(found: Mapping[str, np.ndarray], expected: Mapping[str, np.ndar
     missing = [name for name in expected if name not in found]
     unknown = [name for name in found if name not in expected]
     wrong = [
-        f"{name} is {found[name].dtype} {found[name].shape}, expected {a.dtype} {a.shape}"
+        f"{quoted(name)} is {found[name].dtype} {found[name].shape}, expected {a.dtype} {a.shape}"
         for name, a in expected.items()
         if name in found and (found[name].shape, found[name].dtype) != (a.shape, a.dtype)
     ]
-    groups = {"missing: ": missing, "unknown: ": unknown}
-    parts = [label + _some(names) for label, names in groups.items() if names]
-    if wrong:
-        parts.append("; ".join(wrong[:3]) + (f" and {len(wrong) - 3} more" * (len(wrong) > 3)))
-    return "; ".join(parts)
+    groups = {
+        "missing: ": [quoted(name) for name in missing],
+        "unknown: ": [quoted(name) for name in unknown],
+        "": wrong,
+    }
+    return "; ".join(label + listed(group) for label, group in groups.items() if group)
 
 
-def _some(names: Collection[str]) -> str:
-    """The first names, and how many more there are."""
-    first = ", ".join(_quoted(name) for name in list(names)[:3])
-    return first + f" and {len(names) - 3} more" * (len(names) > 3)
+def listed(texts: Sequence[str]) -> str:
+    """The first three, and how many more there are."""
+    return ", ".join(texts[:3]) + f" and {len(texts) - 3} more" * (len(texts) > 3)
 
 
-def _quoted(text: object) -> str:
+def quoted(text: object) -> str:
     """A string of a file, which may hold anything, for a message."""
-    quoted = ascii(text)
-    return quoted if len(quoted) <= 60 else quoted[:57] + "..."
+    safe = ascii(text)
+    return safe if len(safe) <= 60 else safe[:57] + "..."
 
 
 def _one_line(error: BaseException) -> str:

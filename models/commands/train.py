@@ -119,7 +119,7 @@ def chosen_recipe(options: argparse.Namespace) -> tuple[str, Recipe]:
 
 def run(options: argparse.Namespace) -> None:
     from rich.console import Console
-    from tinygrad_nnfs.models.runs import SignalError, Place, Run
+    from tinygrad_nnfs.models.runs import Place, Run, SignalError
 
     console = Console(stderr=options.json)
     place = Place(options.device, options.data_dir, options.offline)

@@ -1,0 +1,52 @@
+"""The networks by name, and which of them a file of weights is for."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tinygrad_nnfs.models.cnn import CNN
+from tinygrad_nnfs.models.mlp import MLP
+
+from tinygrad_nnfs import nn
+from tinygrad_nnfs.checkpoint import (
+    CheckpointError,
+    check_model_format,
+    listed,
+    load,
+    load_weights,
+    quoted,
+)
+
+NETWORKS = {"mlp": MLP, "cnn": CNN}
+
+
+def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, str]]:
+    """The network of a model file, or of a run's folder, in eval mode; and the file's metadata.
+
+    Which network it is follows from names and shapes: nothing in a file can choose what is run.
+    Raises CheckpointError.
+    """
+    path = Path(path)
+    if path.is_dir():
+        path = path / "model.safetensors"
+        if not path.exists():
+            raise CheckpointError(
+                f"{path.parent}: has no {path.name}: expected a run's folder, or a model file"
+            )
+    arrays, metadata = load(path)
+    check_model_format(path, metadata)
+    for build in NETWORKS.values():
+        network = build()
+        if _shapes(network.state_dict()) == _shapes(arrays):
+            load_weights(network, path)
+            return network.eval(), metadata
+    found = listed([f"{quoted(name)} {shape}" for name, shape in _shapes(arrays).items()])
+    raise CheckpointError(
+        f"{path}: is for none of the networks known here, {' and '.join(NETWORKS)}: it holds "
+        f"{found or 'nothing'}"
+    )
+
+
+def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:
+    return {name: array.shape for name, array in arrays.items()}
