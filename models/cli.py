@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tinygrad_nnfs.models.commands import train
+from tinygrad_nnfs.models.commands import recipes, reproduce, train
 from tinygrad_nnfs.models.commands.arguments import CommandError
 from tinygrad_nnfs.models.runs import RunError
 from tinygrad_nnfs.models.training import TrainingError
@@ -14,7 +14,7 @@ from tinygrad_nnfs import __version__
 from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
 
-COMMANDS = (train,)
+COMMANDS = (train, recipes, reproduce)
 PACKAGES = {"rich": "models", "sklearn": "models"}  # the extra that each optional package is of
 
 

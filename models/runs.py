@@ -37,7 +37,6 @@ from tinygrad_nnfs.checkpoint import (
     write_file,
 )
 
-SAVE_EVERY = 30.0  # seconds between checkpoints
 LATEST, METRICS = "latest.safetensors", "metrics.jsonl"
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
@@ -49,8 +48,8 @@ class RunError(Exception):
 class SignalError(Exception):
     """A signal has stopped the training; everything is saved."""
 
-    def __init__(self, signal_number: int) -> None:
-        self.signal_number = signal_number
+    def __init__(self, number: int) -> None:
+        self.number = number
 
 
 @dataclass(frozen=True)
@@ -132,8 +131,8 @@ class Run:
         at = self.training.at
         return bool(at.stopped) or at.epoch >= self.recipe.epochs
 
-    def train(self, watch: Callable[[Progress], None]) -> None:
-        """Train to the end, keeping checkpoints; `watch` is told of every step.
+    def train(self, watch: Callable[[Progress], None], save_every: float = 30) -> None:
+        """Train to the end, with a checkpoint every so many seconds; `watch` sees every step.
 
         Raises SignalError after SIGINT, SIGTERM or SIGHUP, when all is saved; TrainingError for a
         loss that is not finite; CheckpointError where the disk is full.
@@ -143,7 +142,7 @@ class Run:
                 watch(progress)
                 if progress.end_of_epoch:
                     self.log(progress)
-                if caught or time.perf_counter() - self.saved_at > SAVE_EVERY:
+                if caught or time.perf_counter() - self.saved_at >= save_every:
                     self.save()
                 if caught:
                     raise SignalError(caught[0])

@@ -53,6 +53,13 @@ def add(commands: Commands) -> None:
         "--json", action="store_true", help="print the result as JSON; progress goes to stderr"
     )
     command.add_argument(
+        "--save-every",
+        type=number(0),
+        default=30.0,
+        metavar="SECONDS",
+        help="time between checkpoints (default: %(default)g)",
+    )
+    command.add_argument(
         "--tensorboard", action="store_true", help="also write each epoch for TensorBoard"
     )
     recipe = command.add_argument_group("changes to the recipe (`nnfs recipes` shows its values)")
@@ -119,7 +126,7 @@ def chosen_recipe(options: argparse.Namespace) -> tuple[str, Recipe]:
 
 def run(options: argparse.Namespace) -> None:
     from rich.console import Console
-    from tinygrad_nnfs.models.runs import Place, Run, SignalError
+    from tinygrad_nnfs.models.runs import Place, Run
 
     console = Console(stderr=options.json)
     place = Place(options.device, options.data_dir, options.offline)
@@ -130,15 +137,8 @@ def run(options: argparse.Namespace) -> None:
         name, recipe = chosen_recipe(options)
         folder = options.runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
         training_run = Run.new(unused(folder), name, recipe, options.seed or 0, place)
-    try:
-        follow(training_run, console, options.tensorboard)
-    except SignalError as interrupted:
-        signal_name = signal.Signals(interrupted.signal_number).name
-        raise CommandError(
-            f"stopped by {signal_name}, and saved. To go on: "
-            f"nnfs train --resume {training_run.folder}",
-            status=128 + interrupted.signal_number,
-        ) from None
+    again = f"nnfs train --resume {training_run.folder}"
+    complete(training_run, console, again, options.save_every, options.tensorboard)
     results = measure(training_run)
     if options.json:
         print(json.dumps(results))
@@ -160,9 +160,16 @@ def unused(folder: Path) -> Path:
     return folder if not folder.exists() else next(f for f in candidates if not f.exists())
 
 
-def follow(training_run: "Run", console: "Console", tensorboard: bool = False) -> None:
-    """Train to the end, showing progress."""
+def complete(
+    training_run: "Run",
+    console: "Console",
+    again: str,
+    save_every: float = 30,
+    tensorboard: bool = False,
+) -> None:
+    """Train to the end, showing progress. `again` is the command to go on by, if it is stopped."""
     from tinygrad_nnfs.models.progress import Display
+    from tinygrad_nnfs.models.runs import SignalError
 
     training, recipe = training_run.training, training_run.recipe
     epochs, count = recipe.epochs, len(training.images)
@@ -188,7 +195,12 @@ def follow(training_run: "Run", console: "Console", tensorboard: bool = False) -
             if events and progress.end_of_epoch:
                 events.write(progress)
 
-        training_run.train(watch)
+        try:
+            training_run.train(watch, save_every)
+        except SignalError as error:
+            stopped = f"stopped by {signal.Signals(error.number).name} and saved"
+            status = 128 + error.number  # as shells count it
+            raise CommandError(f"{stopped}; to go on: {again}", status) from None
     if training.at.stopped:
         say(console, f"stopped after epoch {training.at.epoch}: {training.at.stopped}")
 

@@ -1,0 +1,248 @@
+"""The training loop: what it sees, what it keeps, that it goes on from anywhere."""
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from tinygrad_nnfs.models import augmentation
+from tinygrad_nnfs.models.evaluation import evaluate
+from tinygrad_nnfs.models.recipes import RECIPES, Recipe
+from tinygrad_nnfs.models.training import Training, TrainingError
+
+from tinygrad_nnfs import nn
+from tinygrad_nnfs.data import load
+
+DIGITS = load("digits")
+SMALL = Recipe(batch_size=16, epochs=2)
+
+
+def training(recipe=SMALL, count=40, seed=0, **options):
+    return Training(
+        recipe, DIGITS.train_images[:count], DIGITS.train_labels[:count], seed=seed, **options
+    )
+
+
+def held_out(count=60):
+    return DIGITS.test_images[:count], DIGITS.test_labels[:count]
+
+
+def same(one, other):
+    assert one.keys() == other.keys()
+    return all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_every_epoch_sees_every_image_once(monkeypatch):
+    seen = []
+    learn = Training.learn
+
+    def noted(self, chosen):
+        seen.append(chosen)
+        learn(self, chosen)
+
+    monkeypatch.setattr(Training, "learn", noted)
+    steps = list(training().steps())
+    assert [(s.epoch, s.step, s.samples, s.end_of_epoch) for s in steps] == [
+        *((1, 1, 16, False), (1, 2, 32, False), (1, 3, 40, True)),
+        *((2, 4, 16, False), (2, 5, 32, False), (2, 6, 40, True)),
+    ]
+    first, second = np.concatenate(seen[:3]), np.concatenate(seen[3:])
+    assert sorted(first) == sorted(second) == list(range(40))
+    assert (first != second).any()
+
+
+def test_the_same_seed_trains_the_same_network():
+    recipe = replace(SMALL, shift=1, mirror=True, erase=0.5, epochs=3)
+    weights = []
+    for seed in (1, 1, 2):
+        run = training(recipe, seed=seed)
+        list(run.steps())
+        weights.append(run.network.state_dict())
+    assert same(weights[0], weights[1])
+    assert not same(weights[0], weights[2])
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+def test_networks_learn_a_few_digits_by_heart(network):
+    recipe = replace(SMALL, network=network, epochs=50)
+    run = training(recipe, seed=1)
+    losses = [step.loss for step in run.steps() if step.end_of_epoch]
+    assert losses[-1] < losses[0] / 4
+    assert evaluate(run.network, run.images, run.labels)[1] == 1
+
+
+def test_mlp_reaches_96_percent_of_the_digits():
+    run = training(Recipe(epochs=30), count=None)
+    list(run.steps())
+    assert evaluate(run.network, DIGITS.test_images, DIGITS.test_labels)[1] >= 0.96
+
+
+EVERYTHING = replace(
+    SMALL,
+    epochs=3,
+    schedule="one-cycle",
+    weight_decay=0.01,
+    label_smoothing=0.1,
+    shift=2,
+    erase=0.5,
+    average=0.9,
+    clip=1.0,
+    patience=2,
+    validation=60,
+)
+
+
+@given(st.integers(0, 9))
+def test_training_goes_on_from_any_step_to_the_same_bits(stop):
+    whole = training(EVERYTHING, validation=held_out())
+    rest = [vars(step) for step in whole.steps()]
+    begun = training(EVERYTHING, validation=held_out())
+    steps = begun.steps()
+    for _ in range(stop):
+        next(steps)
+    arrays, text = begun.state()
+    gone_on = training(EVERYTHING, seed=0, validation=held_out())
+    gone_on.network.load_state_dict(  # whatever was there before
+        {name: array + 1 for name, array in gone_on.network.state_dict().items()}
+    )
+    gone_on.restore(arrays, text)
+    assert [vars(step) for step in gone_on.steps()] == rest[stop:]
+    for run in (whole, gone_on):
+        run.finish()
+    assert same(whole.state()[0], gone_on.state()[0])
+
+
+def test_a_state_of_another_training_is_refused():
+    arrays, text = training().state()
+    for other in (training(replace(SMALL, lr=0.1)), training(seed=1)):
+        with pytest.raises(ValueError, match="another recipe or seed"):
+            other.restore(arrays, text)
+
+
+def test_loss_that_is_not_finite_stops_at_that_step():
+    run = training(replace(SMALL, lr=1e30, epochs=3))
+    with np.errstate(all="ignore"), pytest.raises(TrainingError) as error:
+        list(run.steps())
+    assert f"in epoch {run.at.epoch + 1}, step {run.at.step + 1}" in str(error.value)
+    assert "smaller learning rate than 1e+30" in str(error.value)
+
+
+def test_early_stopping_restores_the_best_weights():
+    recipe = replace(SMALL, lr=0.05, epochs=50, patience=2, validation=60)
+    run = training(recipe, validation=held_out())
+    measured = [s.validation_accuracy for s in run.steps() if s.end_of_epoch]
+    best = int(np.argmax(measured))
+    assert run.at.stopped == f"no better epoch than {best + 1} in 2"
+    assert len(measured) == best + 3
+    run.finish()
+    assert evaluate(run.network, *held_out())[1] == max(measured)
+
+
+def test_max_steps_and_target_accuracy_stop():
+    run = training(replace(SMALL, max_steps=4))
+    assert len(list(run.steps())) == 4
+    assert run.at.stopped == "4 steps done"
+    run = training(replace(SMALL, epochs=100, target_accuracy=0.9))
+    *_, last = run.steps()
+    assert last.accuracy >= 0.9
+    assert last.epoch < 100
+    assert run.at.stopped == f"accuracy {last.accuracy:.2%} reached"
+
+
+def test_clipping_limits_the_gradients_that_are_applied():
+    free, clipped = training(), training(replace(SMALL, clip=1e-3))
+    before = free.network.state_dict()
+    for run in (free, clipped):
+        next(run.steps())
+    moved = [
+        np.sqrt(sum(((run.network.state_dict()[n] - before[n]) ** 2).sum() for n in before))
+        for run in (free, clipped)
+    ]
+    assert moved[1] == pytest.approx(1e-3 * SMALL.lr, rel=1e-3)
+    assert moved[0] > 10 * moved[1]
+
+
+def test_average_is_what_is_used():
+    recipe = replace(SMALL, epochs=8, average=0.5)
+    run = training(recipe)
+    list(run.steps())
+    last = run.network.state_dict()
+    run.finish()
+    assert not same(last, run.network.state_dict())
+    expected = {str(i): p.numpy() for i, p in enumerate(run.network.parameters())}
+    averages = run.average.state_dict()
+    assert averages.pop("t") == 24 // 8
+    assert same(expected, averages)
+
+
+def test_dropout_can_be_switched_off():
+    layers = training(replace(SMALL, dropout=False)).network
+    assert [layer.p for layer in layers if isinstance(layer, nn.Dropout)] == [0, 0]
+
+
+# -- augmentation ----------------------------------------------------------------------------------
+
+IMAGES = DIGITS.train_images[:50]
+
+
+@given(st.integers(0, 5), st.integers(0, 99))
+def test_shifted_images_are_moved_images(pixels, seed):
+    shifted = augmentation.shift(IMAGES, pixels, np.random.default_rng(seed))
+    assert (shifted.shape, shifted.dtype) == (IMAGES.shape, np.uint8)
+    padded = np.pad(IMAGES, ((0, 0), (pixels, pixels), (pixels, pixels)))
+    for image, moved in zip(padded, shifted):
+        places = range(2 * pixels + 1)
+        assert any((image[y : y + 28, x : x + 28] == moved).all() for y in places for x in places)
+
+
+@given(st.integers(0, 99))
+def test_mirrored_images_are_mirrored_or_not(seed):
+    mirrored = augmentation.mirror(IMAGES, np.random.default_rng(seed))
+    as_they_were = (mirrored == IMAGES).all(axis=(1, 2))
+    turned = (mirrored == IMAGES[:, :, ::-1]).all(axis=(1, 2))
+    assert (as_they_were | turned).all()
+    assert 5 < as_they_were.sum() < 45
+
+
+@given(st.integers(0, 99))
+def test_erased_images_have_one_rectangle_of_noise(seed):
+    random = np.random.default_rng(seed)
+    white = np.full((50, 28, 28), 255, np.uint8)
+    assert (augmentation.erase(white, 0.0, random) == white).all()
+    for image in augmentation.erase(white, 1.0, random):
+        rows, columns = np.nonzero(image != 255)
+        height, width = np.ptp(rows) + 1, np.ptp(columns) + 1
+        assert max(height, width) <= 12
+        # a 256th of the noise is white, too
+        assert len(rows) > 0.8 * height * width
+
+
+# -- recipes ---------------------------------------------------------------------------------------
+
+
+def test_the_source_has_eleven_recipes_and_each_figure_one_of_ours_to_beat_it():
+    ours = [name for name in RECIPES if name.endswith("-plus")]
+    source = [name for name in RECIPES if name not in ours]
+    assert len(source) == 11
+    for name in source:
+        recipe = RECIPES[name]
+        if recipe.batch_size == 1:
+            assert (recipe.lr, recipe.momentum) in ((0.001, 0.0), (0.001, 0.9))
+        else:
+            plus = RECIPES[f"{name}-plus"]
+            same = ("network", "data", "dropout")
+            assert [getattr(plus, n) for n in same] == [getattr(recipe, n) for n in same]
+
+
+def test_learning_rates():
+    source = RECIPES["fashion-dropout-l2"]
+    assert source.learning_rate(0.9) == 0.01
+    assert source.learning_rate(3.5) == 0.01 / (1 + 0.0005 * 3)
+    assert source.weight_decay * 64 == 0.001
+    assert RECIPES["mnist-minibatch"].learning_rate(50) == 0.001
+    plus = replace(SMALL, schedule="one-cycle", lr=1.0, epochs=10, warmup=0.2)
+    assert plus.learning_rate(2) == 1
+    assert plus.learning_rate(10) < 1e-5
+    cosine = replace(SMALL, schedule="cosine", lr=1.0, epochs=10)
+    assert [cosine.learning_rate(t) for t in (0, 5, 10)] == pytest.approx([1, 0.5, 0])
