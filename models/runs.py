@@ -24,6 +24,7 @@ from types import FrameType
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from tinygrad_nnfs.models.curves import draw_curves
 from tinygrad_nnfs.models.recipes import Recipe
 from tinygrad_nnfs.models.training import Progress, Training, TrainingError
@@ -38,7 +39,9 @@ from tinygrad_nnfs.checkpoint import (
 )
 
 LATEST, METRICS = "latest.safetensors", "metrics.jsonl"
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+SIGNALS = [
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+]
 
 
 class RunError(Exception):
@@ -73,8 +76,8 @@ class Run:
             recipe, images, labels, seed=seed, validation=validation, device=place.device
         )
         self.images_crc = zlib.crc32(labels, zlib.crc32(images))
-        self.began = time.perf_counter()
-        self.saved_at = self.began
+        self.seconds = 0.0  # of training, all sessions together
+        self.saved_step = 0
 
     @classmethod
     def new(cls, folder: Path, name: str, recipe: Recipe, seed: int, place: Place) -> "Run":
@@ -100,31 +103,29 @@ class Run:
         return run
 
     @classmethod
-    def resume(cls, folder: Path, place: Place | None = None) -> "Run":
-        """The run that `folder` is of, where its last checkpoint left it."""
+    def resume(cls, folder: Path, **moved: Any) -> "Run":
+        """The run that `folder` is of, where its last checkpoint left it.
+
+        `moved` are the fields of its Place that are others now.
+        """
         if not folder.is_dir():
             raise RunError(f"{folder}: is not the folder of a run: it has no {LATEST}")
         path = folder / LATEST
         arrays, text = load(path)
         try:
             recipe = Recipe(**json.loads(text["recipe"]))
-            place = place or Place(**json.loads(text["place"]))
+            place = Place(**{**json.loads(text["place"]), **moved})
             run = cls(folder, text["name"], recipe, int(text["seed"]), place)
             if run.images_crc != int(text["images_crc"]):
                 raise RunError(f"{folder}: was trained with other images than those found now")
             run.training.restore(arrays, text)
-            run.began -= float(text["seconds"])
+            run.seconds, run.saved_step = float(text["seconds"]), run.training.at.step
         except (KeyError, TypeError, ValueError) as error:
             raise RunError(f"{path}: is not the checkpoint of a run: {error}") from None
         # an epoch may have been logged and then lost with what came after the checkpoint
         kept = run.epochs()[: run.training.at.epoch]
         write_file(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
         return run
-
-    @property
-    def seconds(self) -> float:
-        """Spent so far, all sessions together."""
-        return time.perf_counter() - self.began
 
     @property
     def finished(self) -> bool:
@@ -137,19 +138,31 @@ class Run:
         Raises SignalError after SIGINT, SIGTERM or SIGHUP, when all is saved; TrainingError for a
         loss that is not finite; CheckpointError where the disk is full.
         """
-        with catch_signals() as caught:
+        before, began = self.seconds, time.perf_counter()
+        saved_at = began
+        with self.lock(), catch_signals() as caught:
             for progress in self.training.steps():
+                now = time.perf_counter()
+                self.seconds = before + now - began
                 watch(progress)
                 if progress.end_of_epoch:
                     self.log(progress)
-                if caught or time.perf_counter() - self.saved_at >= save_every:
+                if caught or now - saved_at >= save_every:
                     self.save()
+                    saved_at = time.perf_counter()
                 if caught:
                     raise SignalError(caught[0])
             self.save()
             self.training.finish()
             self.save_model("model.safetensors", self.training.network.state_dict())
             draw_curves(self.folder / "curves.png", self.name, self.epochs())
+
+    def lock(self) -> FileLock:
+        """A context in which no other process trains this run."""
+        try:
+            return FileLock(self.folder / ".lock").acquire(timeout=0)
+        except Timeout:
+            raise RunError(f"{self.folder}: another process is training this run") from None
 
     def log(self, progress: Progress) -> None:
         """Append an epoch to metrics.jsonl."""
@@ -183,7 +196,7 @@ class Run:
         if self.training.best:
             self.save_model("best.safetensors", self.training.best, epoch=str(at.best_epoch))
         save(self.folder / LATEST, arrays, {**text, **run})
-        self.saved_at = time.perf_counter()
+        self.saved_step = at.step
 
     def save_model(self, file: str, weights: dict[str, np.ndarray], **text: str) -> None:
         about = {"data": self.recipe.data, "recipe": self.name, "seed": str(self.training.seed)}

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from tinygrad_nnfs.models.commands.arguments import CommandError, Commands, whole
-from tinygrad_nnfs.models.commands.train import add_place, complete, measure, say, show
+from tinygrad_nnfs.models.commands.train import add_place, complete, given_place, measure, say, show
 from tinygrad_nnfs.models.recipes import RECIPES, SPLITS
 
 from tinygrad_nnfs import num_threads
@@ -53,14 +53,14 @@ def run(options: argparse.Namespace) -> None:
     name, seed, split = options.recipe, options.seed, options.split
     recipe = replace(RECIPES[name], split=split)
     command = f"nnfs reproduce {name} --seed {seed}" + f" --split {split}" * (split != "standard")
-    place = Place(options.device, options.data_dir, options.offline)
+    place = given_place(options)
     folder = options.runs / f"{name}-{split}-seed{seed}"
     if folder.exists():
-        training_run = Run.resume(folder, place)
+        training_run = Run.resume(folder, **place)
         if training_run.recipe != recipe:
             raise CommandError(f"{folder}: is by another version of the recipe: remove it")
     else:
-        training_run = Run.new(folder, name, recipe, seed, place)
+        training_run = Run.new(folder, name, recipe, seed, Place(**place))
     complete(training_run, console, again=command)
     measured = measure(training_run)
     test = training_run.dataset.test_images, training_run.dataset.test_labels
@@ -72,7 +72,9 @@ def run(options: argparse.Namespace) -> None:
             "split": split,
             "train": measured["train"],
             "test": measured["test"],
-            "confusion": confusion(training_run.training.network, *test, options.device).tolist(),
+            "confusion": confusion(
+                training_run.training.network, *test, training_run.place.device
+            ).tolist(),
             "epochs": measured["epochs"],
             "steps": measured["steps"],
             "seconds": measured["seconds"],

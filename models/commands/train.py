@@ -14,9 +14,10 @@ import numpy as np
 from tinygrad_nnfs.models.commands.arguments import CommandError, Commands, number, whole
 from tinygrad_nnfs.models.evaluation import evaluate
 from tinygrad_nnfs.models.recipes import DEFAULTS, RECIPES, Recipe
-from tinygrad_nnfs.models.training import Progress
+from tinygrad_nnfs.models.training import Progress, TrainingError
 
 from tinygrad_nnfs import backend, data
+from tinygrad_nnfs.checkpoint import CheckpointError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -74,10 +75,10 @@ def add_place(command: argparse.ArgumentParser) -> None:
     command.add_argument(
         "--data-dir", metavar="DIR", help="where the data sets are (default: $NNFS_DATA)"
     )
-    command.add_argument("--offline", action="store_true", help="never download a data set")
     command.add_argument(
-        "--device", choices=backend.DEVICES, default="cpu", help="(default: %(default)s)"
+        "--offline", action="store_true", default=None, help="never download a data set"
     )
+    command.add_argument("--device", choices=backend.DEVICES, help="(default: cpu)")
     command.add_argument(
         "--runs",
         type=Path,
@@ -85,6 +86,12 @@ def add_place(command: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="where the folders of runs are (default: %(default)s)",
     )
+
+
+def given_place(options: argparse.Namespace) -> dict[str, Any]:
+    """What the flags of `add_place` say, for `runs.Place`."""
+    given = {name: getattr(options, name) for name in ("device", "data_dir", "offline")}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def add_setting(group: Any, name: str, default: Any, meaning: str, **limits: Any) -> None:
@@ -129,14 +136,14 @@ def run(options: argparse.Namespace) -> None:
     from tinygrad_nnfs.models.runs import Place, Run
 
     console = Console(stderr=options.json)
-    place = Place(options.device, options.data_dir, options.offline)
+    place = given_place(options)
     if options.resume:
         refuse_changes(options)
-        training_run = Run.resume(options.resume, place)
+        training_run = Run.resume(options.resume, **place)
     else:
         name, recipe = chosen_recipe(options)
         folder = options.runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        training_run = Run.new(unused(folder), name, recipe, options.seed or 0, place)
+        training_run = Run.new(unused(folder), name, recipe, options.seed or 0, Place(**place))
     again = f"nnfs train --resume {training_run.folder}"
     complete(training_run, console, again, options.save_every, options.tensorboard)
     results = measure(training_run)
@@ -201,6 +208,12 @@ def complete(
             stopped = f"stopped by {signal.Signals(error.number).name} and saved"
             status = 128 + error.number  # as shells count it
             raise CommandError(f"{stopped}; to go on: {again}", status) from None
+        except (CheckpointError, OSError) as error:
+            kept = f"the checkpoint of step {training_run.saved_step:,} is whole"
+            raise CommandError(f"{error}; {kept}; to go on: {again}") from None
+        except TrainingError as error:
+            kept = f"the checkpoint of step {training_run.saved_step:,}"
+            raise CommandError(f"{error}; {kept} is kept in {training_run.folder}") from None
     if training.at.stopped:
         say(console, f"stopped after epoch {training.at.epoch}: {training.at.stopped}")
 
