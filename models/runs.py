@@ -112,6 +112,8 @@ class Run:
             raise RunError(f"{folder}: is not the folder of a run: it has no {LATEST}")
         path = folder / LATEST
         arrays, text = load(path)
+        if text.get("format") != CHECKPOINT_FORMAT:
+            raise RunError(f"{path}: is not the checkpoint of a run: found another format")
         try:
             recipe = Recipe(**json.loads(text["recipe"]))
             place = Place(**{**json.loads(text["place"]), **moved})
@@ -207,7 +209,7 @@ def prepare(
     recipe: Recipe, seed: int, place: Place
 ) -> tuple[data.Dataset, tuple[np.ndarray, np.ndarray] | None]:
     """The images that `recipe` learns and is tested with, and those held out for validation."""
-    dataset = data.load(recipe.data, place.data_dir)
+    dataset = data.load(recipe.data, place.data_dir, offline=place.offline)
     if recipe.split == "resplit":
         dataset = data.resplit(dataset, seed)
     if not recipe.validation:

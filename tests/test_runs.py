@@ -27,7 +27,7 @@ NNFS = [sys.executable, "-m", "tinygrad_nnfs.models.cli"]
 
 
 def new(folder, recipe=RECIPE, seed=0):
-    return Run.new(folder, "digits-test", recipe, seed, Place())
+    return Run.new(folder, "mlp-digits", recipe, seed, Place())
 
 
 def weights(folder):
@@ -56,7 +56,7 @@ def test_folder_of_a_run(tmp_path):
     expected = evaluate(run.training.network, images, labels)
     network, text = load_model(run.folder)
     assert evaluate(network, images, labels) == expected
-    assert (text["data"], text["recipe"], text["seed"]) == ("digits", "digits-test", "0")
+    assert (text["data"], text["recipe"], text["seed"]) == ("digits", "mlp-digits", "0")
     best, text = load_model(run.folder / "best.safetensors")
     score = max(line["validation_accuracy"] for line in lines)
     assert evaluate(best, *run.training.validation)[1] == score
@@ -102,7 +102,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
 def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path):
     """Real processes, SIGKILL; a checkpoint after every step, so that most die while saving."""
     arguments = ["--epochs", "2", "--batch-size", "128", "--average", "0.9", "--save-every", "0"]
-    expected = finished(tmp_path / "whole", replace(Recipe(), epochs=2, batch_size=128, average=0.9))
+    recipe = Recipe(epochs=2, batch_size=128, average=0.9)
+    expected = finished(tmp_path / "whole", recipe)
     environment = {**os.environ, "PYTHONHASHSEED": "random"}
     command = [*NNFS, "train", *arguments, "--runs", str(tmp_path / "runs")]
     luck = random.Random(0)
@@ -121,7 +122,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path):
                 process.kill()
                 break
             time.sleep(0.005)
-        out, err = process.communicate(timeout=60)
+        _, err = process.communicate(timeout=60)
         if process.returncode != -signal.SIGKILL:
             break
         kills += 1
@@ -206,7 +207,7 @@ def test_two_processes_cannot_train_one_run(tmp_path):
         ({"recipe": "{"}, "is not the checkpoint of a run"),
         ({"recipe": '{"network": "mlp", "speed": 3}'}, "is not the checkpoint of a run"),
         ({"seed": "one"}, "is not the checkpoint of a run"),
-        ({"seed": "1"}, "another recipe or seed"),
+        ({"seed": "1"}, "was trained with other images"),  # those held out follow from the seed
         ({"counters": '{"epoch": 1}, {}'}, "is not the checkpoint of a run"),
         ({"counters": '{"age": 1}'}, "is not the checkpoint of a run"),
         ({"random": "{}"}, "is not the checkpoint of a run"),
@@ -226,19 +227,15 @@ def test_checkpoints_that_are_no_checkpoints(tmp_path, change, message):
     assert str(run.folder) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["network.1.weight", "optimizer.0.velocity", "average.t"])
+@pytest.mark.parametrize("name", ["network.1.weight", "average.0", "average.t"])
 def test_checkpoints_that_lack_an_array(tmp_path, name):
     run = new(tmp_path / "a")
     run.train(lambda progress: None)
     arrays, text = load(run.folder / "latest.safetensors")
     del arrays[name]
     save(run.folder / "latest.safetensors", arrays, text)
-    if name.startswith("optimizer"):  # as if that parameter had never had a gradient
-        with pytest.raises(RunError):
-            Run.resume(run.folder)
-    else:
-        with pytest.raises(RunError, match="is not the checkpoint of a run"):
-            Run.resume(run.folder)
+    with pytest.raises(RunError, match="is not the checkpoint of a run"):
+        Run.resume(run.folder)
 
 
 def test_folders_that_are_no_runs(tmp_path):
