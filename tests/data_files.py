@@ -1,11 +1,13 @@
 """Small data sets for the tests of data."""
 
 import gzip
+import hashlib
 import struct
 
 import numpy as np
 
 from tinygrad_nnfs import data
+from tinygrad_nnfs.data import sources
 
 HEADER = ",".join(["label", *(f"pixel{i}" for i in range(1, 785))])
 
@@ -48,3 +50,12 @@ def write_csv_set(folder, name, seed=0):
         text = csv(random.integers(0, 256, (20, 784)), random.integers(0, 10, 20))
         (folder / f"{name}_{part}.csv").write_text(text)
     return folder
+
+
+def remote(addresses, seed=0):
+    """Where the set of `idx_files` can be downloaded."""
+    contents = {
+        part: sources.Content(len(content), hashlib.sha256(content).hexdigest())
+        for part, content in zip(data.FILES, idx_files(seed=seed).values())
+    }
+    return sources.Remote(addresses, contents)

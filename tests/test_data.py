@@ -9,7 +9,7 @@ import sys
 
 import numpy as np
 import pytest
-from data_files import HEADER, csv, idx, idx_files, write_csv_set, write_set
+from data_files import HEADER, csv, idx, idx_files, remote, write_csv_set, write_set
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
@@ -35,11 +35,7 @@ def places(tmp_path, monkeypatch):
     monkeypatch.setattr(sources, "KAGGLE", tmp_path / "kaggle")
     monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path / "cache")
     for seed, name in enumerate(sources.REMOTES):
-        contents = {
-            part: sources.Content(len(content), hashlib.sha256(content).hexdigest())
-            for part, content in zip(data.FILES, idx_files(seed=seed).values())
-        }
-        monkeypatch.setitem(sources.REMOTES, name, sources.Remote((), contents))
+        monkeypatch.setitem(sources.REMOTES, name, remote((), seed))
     return tmp_path
 
 

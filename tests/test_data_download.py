@@ -1,7 +1,7 @@
 """Downloads, from a real server on the loopback that misbehaves in every way."""
 
+import gc
 import gzip
-import hashlib
 import io
 import itertools
 import os
@@ -16,7 +16,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from data_files import idx_files
+from data_files import idx_files, remote
 
 from tinygrad_nnfs import data
 from tinygrad_nnfs.data import DataError, download, load, sources
@@ -30,7 +30,7 @@ class Handler(BaseHTTPRequestHandler):
     """Answers /good/FILE.gz with the file, /WAY/FILE.gz with what the method WAY does."""
 
     def do_GET(self):
-        _, way, file = self.path.split("/")
+        _, way, file = self.path.partition("?")[0].split("/")
         self.server.requests.append((way, file))
         self.file = CONTENTS[file.removesuffix(".gz")]
         getattr(self, way)()
@@ -38,7 +38,7 @@ class Handler(BaseHTTPRequestHandler):
     def log_message(self, *args):
         pass
 
-    def answer(self, *pieces, status=200, length=None, **headers):
+    def answer(self, *pieces, status=200, length=None, pause=0, **headers):
         self.send_response(status)
         for name, value in headers.items():
             self.send_header(name, value)
@@ -48,7 +48,7 @@ class Handler(BaseHTTPRequestHandler):
         try:
             for piece in pieces:
                 self.wfile.write(piece)
-                if self.server.closing.is_set():
+                if self.server.closing.wait(pause):
                     break
         except OSError:
             pass  # the client has seen enough
@@ -81,8 +81,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def short_chunks(self):
         self.protocol_version = "HTTP/1.1"
-        body = gzip.compress(self.file)[:100]
-        self.answer(b"%x\r\n" % (len(body) + 50), body, **{"Transfer-Encoding": "chunked"})
+        body = gzip.compress(self.file)[:-9]
+        self.answer(b"%x\r\n" % (len(body) + 9), body, **{"Transfer-Encoding": "chunked"})
         self.close_connection = True
 
     def silent(self):
@@ -95,8 +95,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def drip(self):
         body = gzip.compress(self.file)
-        pieces = (body[i : i + 1] for i in range(len(body)) if not self.server.closing.wait(0.02))
-        self.answer(*pieces, length=len(body))
+        self.answer(*(bytes([byte]) for byte in body), length=len(body), pause=0.02)
 
     def wrong(self):
         self.answer(gzip.compress(self.file[:-1] + bytes([self.file[-1] ^ 1])))
@@ -108,14 +107,13 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(gzip.compress(self.file + b"x"))
 
     def damaged(self):
-        body = gzip.compress(self.file)
-        self.answer(body[:50] + b"\xff" * 50 + body[100:])
+        self.answer(gzip.compress(self.file)[:10] + b"\xff" * 50)
 
     def circle(self):
         self.answer(status=302, Location=self.path)
 
     def longer_circle(self):
-        self.answer(status=302, Location=f"{self.path}{'?' * len(self.server.requests)}")
+        self.answer(status=302, Location=f"{self.path}?{len(self.server.requests)}")
 
     def nowhere(self):
         self.answer(status=301, Location="http://[")
@@ -132,9 +130,9 @@ class Handler(BaseHTTPRequestHandler):
         self.answer_forever(zipper.compress(bytes(2**22)) for _ in itertools.count())
 
     def endless_nothing(self):
-        """Blocks of no content."""
-        zipper = zlib.compressobj(wbits=31)
-        self.answer_forever(zipper.flush(zlib.Z_FULL_FLUSH) * 1000 for _ in itertools.count())
+        start = b"\x1f\x8b\x08" + bytes(7)
+        block = b"\0\0\0\xff\xff"  # of no bytes, and not the last
+        self.answer_forever(itertools.chain([start], itertools.repeat(block * 1000)))
 
     def endless_name(self):
         start = b"\x1f\x8b\x08\x08" + bytes(6)  # a header with a file name, which goes on and on
@@ -144,8 +142,7 @@ class Handler(BaseHTTPRequestHandler):
         self.answer()
         try:
             while not self.server.closing.is_set():
-                self.wfile.write(next(pieces))
-                self.server.sent += 1
+                self.server.sent += self.wfile.write(next(pieces))
         except OSError:
             pass
 
@@ -193,14 +190,6 @@ def mirrors(tmp_path, monkeypatch, server):
     return set_mirrors
 
 
-def remote(addresses):
-    contents = {
-        part: sources.Content(len(CONTENTS[file]), hashlib.sha256(CONTENTS[file]).hexdigest())
-        for part, file in data.FILES.items()
-    }
-    return sources.Remote(addresses, contents)
-
-
 def check_cache(folder):
     """It has the four files and nothing half-written."""
     assert {path.name for path in folder.iterdir()} == {*CONTENTS, "lock"}
@@ -233,7 +222,7 @@ WAYS = [
     ("not_compressed", "sent no gzip file but 'text/plain'"),
     ("empty", "the file ended early, after 0 bytes"),
     ("short", "the file ended early, after "),
-    ("short_chunks", "does not speak HTTP (IncompleteRead)"),
+    ("short_chunks", "sent no whole HTTP answer (IncompleteRead)"),
     ("silent", "sent nothing for 0.3 s"),
     ("stall", "sent nothing for 0.3 s"),
     ("drip", "took more than 0.6 s"),
@@ -241,19 +230,22 @@ WAYS = [
     ("shorter", "wrong checksum (SHA-256 "),
     ("longer", f"sent more than the {SIZE:,} bytes expected"),
     ("damaged", "sent a damaged gzip file"),
-    ("circle", "redirects in a circle, HTTP status 302"),
-    ("longer_circle", "redirects in a circle, HTTP status 302"),
-    ("nowhere", "Invalid IPv6 URL"),
-    ("to_a_file", "redirects in a circle, HTTP status 301"),
+    ("circle", "redirects lead nowhere, HTTP status 302"),
+    ("longer_circle", "redirects lead nowhere, HTTP status 302"),
+    pytest.param(
+        *("nowhere", "Invalid IPv6 URL"),
+        # urllib leaves the answer open
+        marks=pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    ),
+    ("to_a_file", "redirects lead nowhere, HTTP status 301"),
     ("endless", f"sent more than the {SIZE:,} bytes expected"),
     ("bomb", f"sent more than the {SIZE:,} bytes expected"),
     ("endless_nothing", f"sent more than the {SIZE:,} bytes expected"),
     ("endless_name", f"sent more than the {SIZE:,} bytes expected"),
-    ("no_http", "does not speak HTTP (BadStatusLine)"),
-    ("hang_up", "Remote end closed connection without response"),
+    ("no_http", "sent no whole HTTP answer (BadStatusLine)"),
+    ("hang_up", "sent no whole HTTP answer (RemoteDisconnected)"),
     ("http://127.0.0.1:{free_port}/", "Connection refused"),
     ("http://nnfs.invalid:80/", "Name or service not known"),
-    ("http://127.0.0.1:99999999/", "port must be 0-65535"),
 ]
 
 
@@ -278,7 +270,9 @@ def test_after_a_bad_mirror_the_next_is_tried(tmp_path, mirrors, server, way, me
     assert Counter(request for request in server.requests if request[0] == "good") == {
         ("good", f"{file}.gz"): 1 for file in CONTENTS
     }
-    assert server.sent < 1000  # an endless file was given up
+    assert server.sent < 2**26  # an endless file was given up
+    if way == "nowhere":
+        gc.collect()  # in the test that ignores it
 
 
 def test_all_mirrors_are_named(mirrors, server):
@@ -289,7 +283,7 @@ def test_all_mirrors_are_named(mirrors, server):
     assert (
         f"could not be downloaded: {FIRST}.gz: {host}: HTTP status 403; "
         f"{host}: sent no gzip file but 'text/html'; "
-        f"{host}: redirects in a circle, HTTP status 302. Try again, or put its four IDX files"
+        f"{host}: redirects lead nowhere, HTTP status 302. Try again, or put its four IDX files"
     ) in str(error.value)
 
 
@@ -319,7 +313,7 @@ SIXTEEN = """
 import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
-from test_data_download import remote
+from data_files import remote
 from tinygrad_nnfs.data import load, sources
 sources.SYSTEM = sources.KAGGLE = Path(sys.argv[2]) / "none"
 sources.cache_folder = lambda: Path(sys.argv[2])

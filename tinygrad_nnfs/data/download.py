@@ -19,7 +19,7 @@ from urllib.parse import urlsplit
 from tinygrad_nnfs.data.formats import FILES, DataError, reason
 from tinygrad_nnfs.data.sources import Content, Remote, is_complete
 
-STALL = 20.0  # seconds without a byte, after which a mirror is given up
+STALL = 10.0  # seconds without a byte, after which a mirror is given up
 TOTAL = 600.0  # seconds that a mirror may take for a file
 WAIT = 3600.0  # seconds to wait for another process that downloads the same set
 CHUNK = 2**16  # bytes read at once; also what gzip may add to a file, with room to spare
@@ -128,10 +128,11 @@ def _receive(url: str, size: int) -> Iterator[bytes]:
                 yield piece
     except urllib.error.HTTPError as error:
         error.close()
-        circle = "redirects in a circle, " if 300 <= error.code < 400 else ""
-        raise MirrorError(f"{circle}HTTP status {error.code}") from None
+        status = f"HTTP status {error.code}"
+        redirects = 300 <= error.code < 400  # what urllib does not follow any more
+        raise MirrorError(f"redirects lead nowhere, {status}" if redirects else status) from None
     except http.client.HTTPException as error:
-        raise MirrorError(f"does not speak HTTP ({type(error).__name__})") from None
+        raise MirrorError(f"sent no whole HTTP answer ({type(error).__name__})") from None
     except zlib.error:
         raise MirrorError("sent a damaged gzip file") from None
     except (OSError, ValueError) as error:  # ValueError: a redirect to what is no address

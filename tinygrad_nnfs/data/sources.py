@@ -122,7 +122,7 @@ def cache_folder() -> Path:
 
 def is_complete(path: Path, size: int) -> bool:
     """Whether a file is in the cache: what is there was checked before it got its name."""
-    return path.is_file() and path.stat().st_size == size
+    return os.path.isfile(path) and os.path.getsize(path) == size
 
 
 def _in_given(name: str, directory: str | os.PathLike[str]) -> dict[str, Path]:
