@@ -5,15 +5,18 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tinygrad_nnfs.models.commands import train
+from tinygrad_nnfs.models.commands import export, train
 from tinygrad_nnfs.models.commands.arguments import CommandError
 from tinygrad_nnfs.models.training import TrainingError
 
 from tinygrad_nnfs import __version__
+from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
+from tinygrad_nnfs.interop import InteropError
 
-COMMANDS = (train,)
-PACKAGES = {"rich": "models", "sklearn": "models"}  # the extra that each optional package is of
+COMMANDS = (train, export)
+# the extra that each optional package is of
+PACKAGES = {"rich": "models", "sklearn": "models", "onnx": "onnx"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -23,7 +26,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         options.run(options)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
-    except (CommandError, DataError, TrainingError) as error:
+    except (CheckpointError, CommandError, DataError, InteropError, TrainingError) as error:
         fail(str(error))
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
