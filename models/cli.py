@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tinygrad_nnfs.models.commands import recipes, reproduce, train
+from tinygrad_nnfs.models.commands import export, recipes, reproduce, train
 from tinygrad_nnfs.models.commands.arguments import CommandError
 from tinygrad_nnfs.models.runs import RunError
 from tinygrad_nnfs.models.training import TrainingError
@@ -13,9 +13,12 @@ from tinygrad_nnfs.models.training import TrainingError
 from tinygrad_nnfs import __version__
 from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
+from tinygrad_nnfs.interop import InteropError
 
-COMMANDS = (train, recipes, reproduce)
-PACKAGES = {"rich": "models", "sklearn": "models"}  # the extra that each optional package is of
+COMMANDS = (train, recipes, export, reproduce)
+MODELS = ("filelock", "matplotlib", "PIL", "rich", "safetensors", "sklearn")
+# the extra that each optional package is of
+PACKAGES = {**dict.fromkeys(MODELS, "models"), "onnx": "onnx", "tensorboardX": "tensorboard"}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -27,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         fail("interrupted", status=130)
     except CommandError as error:
         fail(str(error), error.status)
-    except (CheckpointError, DataError, RunError, TrainingError) as error:
+    except (CheckpointError, DataError, InteropError, RunError, TrainingError) as error:
         fail(str(error))
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
