@@ -5,15 +5,22 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tinygrad_nnfs.models.commands import train
+from tinygrad_nnfs.models.commands import evaluate, predict, train
 from tinygrad_nnfs.models.commands.arguments import CommandError
+from tinygrad_nnfs.models.evaluation import EvaluationError
 from tinygrad_nnfs.models.training import TrainingError
 
 from tinygrad_nnfs import __version__
+from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
 
-COMMANDS = (train,)
-PACKAGES = {"rich": "models", "sklearn": "models"}  # the extra that each optional package is of
+COMMANDS = (train, evaluate, predict)
+PACKAGES = {  # the extra that each optional package is of
+    "PIL": "models",
+    "matplotlib": "models",
+    "rich": "models",
+    "sklearn": "models",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
@@ -23,7 +30,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         options.run(options)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
-    except (CommandError, DataError, TrainingError) as error:
+    except (CheckpointError, CommandError, DataError, EvaluationError, TrainingError) as error:
         fail(str(error))
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
