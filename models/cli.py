@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tinygrad_nnfs.models.commands import evaluate, predict, train
+from tinygrad_nnfs.models.commands import evaluate, export, predict, train
 from tinygrad_nnfs.models.commands.arguments import CommandError
 from tinygrad_nnfs.models.evaluation import EvaluationError
 from tinygrad_nnfs.models.training import TrainingError
@@ -13,11 +13,14 @@ from tinygrad_nnfs.models.training import TrainingError
 from tinygrad_nnfs import __version__
 from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
+from tinygrad_nnfs.interop import InteropError
 
-COMMANDS = (train, evaluate, predict)
+COMMANDS = (train, evaluate, predict, export)
+ERRORS = (CheckpointError, CommandError, DataError, EvaluationError, InteropError, TrainingError)
 PACKAGES = {  # the extra that each optional package is of
     "PIL": "models",
     "matplotlib": "models",
+    "onnx": "onnx",
     "rich": "models",
     "sklearn": "models",
 }
@@ -30,7 +33,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         options.run(options)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
-    except (CheckpointError, CommandError, DataError, EvaluationError, TrainingError) as error:
+    except ERRORS as error:
         fail(str(error))
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]
