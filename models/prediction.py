@@ -8,7 +8,7 @@ the drawing, or the piece of clothing, is what differs from that, whether darker
   smooth edges, and placed so that its centre of mass is the centre of 28x28;
 - as scikit-learn's digits: scaled to fit 8x8 pixels, each of which is then 3x3;
 - as Fashion-MNIST (Xiao et al., 2017, section 2): cropped, scaled to 28 pixels at its longest edge
-  by taking every so-manieth pixel, sharpened, and centred in 28x28.
+  by taking every n-th pixel, sharpened, and centred in 28x28.
 
 In all of them the background is 0 and the brightest pixel 255. A picture that already is 28x28
 pixels with dark corners is taken as it is: an image of a data set stays that image.
@@ -125,7 +125,7 @@ def _ink(grey: np.ndarray) -> np.ndarray:
 
 
 def _as_mnist(ink: np.ndarray) -> np.ndarray:
-    small = _fit(_crop(ink, clean=True), 20, Image.Resampling.BILINEAR)
+    small = _fit(_crop(ink, clean=True), 20)
     mass = small.sum()
     starts = []
     for axis, size in enumerate(small.shape):
@@ -136,13 +136,13 @@ def _as_mnist(ink: np.ndarray) -> np.ndarray:
 
 
 def _as_digits(ink: np.ndarray) -> np.ndarray:
-    small = _fit(_crop(ink, clean=True), 8, Image.Resampling.BILINEAR)
+    small = _fit(_crop(ink, clean=True), 8)
     small = np.rint(_centred(small, 8))
     return np.pad(np.kron(small, np.ones((3, 3))), 2)  # as in tinygrad_nnfs.data
 
 
 def _as_fashion_mnist(ink: np.ndarray) -> np.ndarray:
-    small = _fit(_crop(ink), 28, Image.Resampling.NEAREST)
+    small = _fit(_crop(ink), 28, smooth=False)
     return _centred(_sharpen(small), 28)
 
 
@@ -154,11 +154,23 @@ def _crop(ink: np.ndarray, clean: bool = False) -> np.ndarray:
     return np.where(seen[inside], ink[inside], 0) if clean else ink[inside]
 
 
-def _fit(ink: np.ndarray, size: int, method: Image.Resampling) -> np.ndarray:
-    """Scaled to `size` at the longest edge, proportions kept, the strongest ink 255."""
-    factor = size / max(ink.shape)
-    height, width = (max(1, round(n * factor)) for n in ink.shape)
-    small = np.asarray(Image.fromarray(ink).resize((width, height), method))
+def _fit(ink: np.ndarray, size: int, smooth: bool = True) -> np.ndarray:
+    """Scaled to `size` at the longest edge, proportions kept, the strongest ink 255.
+
+    Not `smooth`: by taking some of the pixels.
+    """
+    longest = max(ink.shape)
+    height, width = (
+        max(1, (2 * n * size + longest) // (2 * longest)) for n in ink.shape
+    )  # rounded
+    if smooth:
+        picture = Image.fromarray(ink).resize((width, height), Image.Resampling.BILINEAR)
+        small = np.asarray(picture)
+    else:  # in whole numbers: enlarging a picture must not change which are taken
+        rows, columns = (
+            (2 * np.arange(n) + 1) * old // (2 * n) for n, old in zip((height, width), ink.shape)
+        )
+        small = ink[np.ix_(rows, columns)]
     if not small.any():
         raise ImageError(f"has lines too thin to be seen in {size}x{size} pixels")
     return small * (255 / small.max())

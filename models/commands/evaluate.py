@@ -28,8 +28,8 @@ def add(commands: Commands) -> None:
         "model",
         nargs="?",
         type=Path,
-        metavar="RUN|FILE",
-        help="a run's folder, or a model file (default: the model that comes with the repository)",
+        metavar="FILE|RUN",
+        help="a model file, or a run's folder (default: the model that comes with the repository)",
     )
     command.add_argument(
         "--data",

@@ -31,7 +31,9 @@ def add(commands: Commands) -> None:
         "with dark corners is taken as it is.",
         epilog="example: nnfs predict runs/mlp-digits seven.png",
     )
-    command.add_argument("model", type=Path, metavar="FILE", help="a model file, or a run's folder")
+    command.add_argument(
+        "model", type=Path, metavar="FILE|RUN", help="a model file, or a run's folder"
+    )
     command.add_argument(
         "images",
         nargs="+",
