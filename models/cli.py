@@ -5,8 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tinygrad_nnfs.models.commands import export, recipes, reproduce, train
+from tinygrad_nnfs.models.commands import evaluate, export, predict, recipes, reproduce, train
 from tinygrad_nnfs.models.commands.arguments import CommandError
+from tinygrad_nnfs.models.evaluation import EvaluationError
+from tinygrad_nnfs.models.results import ResultsError
 from tinygrad_nnfs.models.runs import RunError
 from tinygrad_nnfs.models.training import TrainingError
 
@@ -15,7 +17,11 @@ from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
 from tinygrad_nnfs.interop import InteropError
 
-COMMANDS = (train, recipes, export, reproduce)
+COMMANDS = (train, recipes, evaluate, predict, export, reproduce)
+ERRORS = (
+    *(CheckpointError, DataError, EvaluationError, InteropError),
+    *(ResultsError, RunError, TrainingError),
+)
 MODELS = ("filelock", "matplotlib", "PIL", "rich", "safetensors", "sklearn")
 # the extra that each optional package is of
 PACKAGES = {**dict.fromkeys(MODELS, "models"), "onnx": "onnx", "tensorboardX": "tensorboard"}
@@ -30,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         fail("interrupted", status=130)
     except CommandError as error:
         fail(str(error), error.status)
-    except (CheckpointError, DataError, InteropError, RunError, TrainingError) as error:
+    except ERRORS as error:
         fail(str(error))
     except ModuleNotFoundError as error:
         package = str(error.name).partition(".")[0]

@@ -1,0 +1,151 @@
+"""`nnfs evaluate`."""
+
+import argparse
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+from tinygrad_nnfs.models.commands.arguments import CommandError, Commands
+from tinygrad_nnfs.models.evaluation import Report, report
+from tinygrad_nnfs.models.networks import load_model
+
+from tinygrad_nnfs import data
+
+SHIPPED = Path(__file__).parents[1] / "weights" / "cnn-fashion-mnist.safetensors"
+
+
+def add(commands: Commands) -> None:
+    command = commands.add_parser(
+        "evaluate",
+        help="report how good a trained network is, class by class",
+        description="Accuracy and mean loss of a trained network; precision and recall of each "
+        "class; which classes it takes for which; and pictures of that and of its most confident "
+        "mistakes.",
+        epilog="example: nnfs evaluate runs/mlp-digits --split train",
+    )
+    command.add_argument(
+        "model",
+        nargs="?",
+        type=Path,
+        metavar="FILE|RUN",
+        help="a model file, or a run's folder (default: the model that comes with the repository)",
+    )
+    command.add_argument(
+        "--data",
+        choices=list(data.CLASS_NAMES),
+        help="the images (default: what the network was trained on)",
+    )
+    command.add_argument(
+        "--data-dir", metavar="DIR", help="where the IDX files are (default: $NNFS_DATA)"
+    )
+    command.add_argument(
+        "--split",
+        choices=("test", "train"),
+        default="test",
+        help="which of the images (default: %(default)s)",
+    )
+    command.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="where the pictures go (default: the run's folder; none for a model file)",
+    )
+    command.add_argument("--json", action="store_true", help="print one JSON object instead")
+    command.set_defaults(run=run)
+
+
+def data_name(given: str | None, metadata: Mapping[str, str], path: Path) -> str:
+    """The data set to use: the one given, or else the one that the model file names."""
+    name = given or metadata.get("data")
+    names = ", ".join(data.CLASS_NAMES)
+    if name is None:
+        raise CommandError(f"{path}: does not say what data it is for: add --data NAME ({names})")
+    if name not in data.CLASS_NAMES:
+        raise CommandError(
+            f"{path}: is for data called {name!a:.60}, unknown here: add --data NAME ({names})"
+        )
+    return name
+
+
+def run(options: argparse.Namespace) -> None:
+    from tinygrad_nnfs.models.plots import draw_confusion_matrix, draw_mistakes
+
+    path = options.model or SHIPPED
+    if options.model is None and not path.exists():
+        raise CommandError("no model came with this installation: name a run's folder or a file")
+    network, metadata = load_model(path)
+    name = data_name(options.data, metadata, path)
+    folder = options.out or (path if path.is_dir() else None)
+    if folder:
+        _make_folder(folder)
+    dataset = data.load(name, options.data_dir)
+    images = getattr(dataset, f"{options.split}_images")
+    labels = getattr(dataset, f"{options.split}_labels")
+    found = report(network, images, labels, dataset.class_names)
+
+    what = f"{len(images):,} {options.split} images of {name}"
+    pictures = []
+    if folder:
+        pictures.append(folder / f"confusion-{options.split}.png")
+        pictures.append(folder / f"mistakes-{options.split}.png")
+        try:
+            title = f"{what}: accuracy {found.accuracy:.2%}"
+            draw_confusion_matrix(
+                pictures[0], found.normalized_confusion(), dataset.class_names, title
+            )
+            title = f"{what}: the most confident of {len(found.mistakes()):,} mistakes"
+            draw_mistakes(pictures[1], images, found, title)
+        except OSError as error:
+            raise CommandError(f"{folder}: cannot be written: {error.strerror or error}") from None
+
+    if options.json:
+        asked = {"model": str(path), "data": name, "split": options.split}
+        print(json.dumps({**asked, **found.to_json(), "pictures": [str(p) for p in pictures]}))
+    else:
+        _print(found, f"{path}: {what}", pictures)
+
+
+def _make_folder(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise CommandError(f"{folder}: is no folder to write to: {error.strerror}") from None
+
+
+def _print(report: Report, what: str, pictures: list[Path]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    console = Console(markup=False, highlight=False, soft_wrap=True)  # paths stay as they are
+    console.print(what)
+    console.print(f"accuracy {report.accuracy:.2%}, mean loss {report.loss:.4f}")
+
+    classes = Table("class", "precision", "recall", "images")
+    for column in classes.columns[1:]:
+        column.justify = "right"
+    for name, precision, recall, support in zip(
+        report.class_names, report.precision, report.recall, report.support
+    ):
+        classes.add_row(name, _percent(precision), _percent(recall), f"{support:,}")
+    console.print(classes)
+
+    confusion = Table("true \\ predicted", title="shares of each true class")
+    for i in range(len(report.class_names)):
+        confusion.add_column(str(i), justify="right")
+    for i, shares in enumerate(report.normalized_confusion()):
+        confusion.add_row(f"{i} {report.class_names[i]}", *map(_share, shares))
+    console.print(confusion)
+    for picture in pictures:
+        console.print(f"written: {picture}")
+
+
+def _percent(value: float) -> str:
+    return "-" if np.isnan(value) else f"{value:.1%}"
+
+
+def _share(value: float) -> str:
+    """In three characters, so that ten classes fit into a line."""
+    if np.isnan(value):
+        return "-"
+    return f"{value:g}" if value in (0, 1) else f"{value:.2f}".removeprefix("0")
