@@ -8,8 +8,6 @@ from typing import NoReturn
 from tinygrad_nnfs.models.commands import evaluate, export, predict, recipes, reproduce, train
 from tinygrad_nnfs.models.commands.arguments import CommandError
 from tinygrad_nnfs.models.evaluation import EvaluationError
-from tinygrad_nnfs.models.results import ResultsError
-from tinygrad_nnfs.models.runs import RunError
 from tinygrad_nnfs.models.training import TrainingError
 
 from tinygrad_nnfs import __version__
@@ -18,10 +16,7 @@ from tinygrad_nnfs.data import DataError
 from tinygrad_nnfs.interop import InteropError
 
 COMMANDS = (train, recipes, evaluate, predict, export, reproduce)
-ERRORS = (
-    *(CheckpointError, DataError, EvaluationError, InteropError),
-    *(ResultsError, RunError, TrainingError),
-)
+ERRORS = (CheckpointError, DataError, EvaluationError, InteropError, TrainingError)
 MODELS = ("filelock", "matplotlib", "PIL", "rich", "safetensors", "sklearn")
 # the extra that each optional package is of
 PACKAGES = {**dict.fromkeys(MODELS, "models"), "onnx": "onnx", "tensorboardX": "tensorboard"}

@@ -2,10 +2,12 @@
 
 import io
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.figure import Figure  # without pyplot: no window, no state shared with the caller
+from matplotlib.ticker import MaxNLocator, PercentFormatter
 from tinygrad_nnfs.models.evaluation import Report
 
 from tinygrad_nnfs.checkpoint import write_file
@@ -61,6 +63,31 @@ def draw_mistakes(
             f"({report.probabilities[index, predicted]:.1%})",
             fontsize=8,
         )
+    _write(path, figure)
+
+
+def draw_curves(
+    path: str | os.PathLike[str], epochs: Sequence[Mapping[str, Any]], title: str
+) -> None:
+    """Draw loss and accuracy of a run's epochs, the lines of its metrics.jsonl. Raises OSError."""
+    figure = Figure(figsize=(10, 4), dpi=120, layout="constrained")
+    figure.suptitle(title)
+    for axes, quantity in zip(figure.subplots(1, 2), ("loss", "accuracy")):
+        for prefix, label in (
+            ("", "training images, while learning"),
+            ("validation_", "validation"),
+        ):
+            name = prefix + quantity
+            points = [(line["epoch"], line[name]) for line in epochs if name in line]
+            if points:
+                axes.plot(*zip(*points), label=label, marker="." if len(points) < 30 else None)
+        axes.set_xlabel("epoch")
+        axes.set_ylabel(quantity)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.grid(alpha=0.3)
+        if axes.lines:
+            axes.legend()
+    figure.axes[1].yaxis.set_major_formatter(PercentFormatter(xmax=1))
     _write(path, figure)
 
 

@@ -13,28 +13,23 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from tinygrad_nnfs.models.plots import draw_confusion_matrix
 from tinygrad_nnfs.models.recipes import PUBLISHED, RECIPES, published
 
 from tinygrad_nnfs import data
-from tinygrad_nnfs.checkpoint import write_file
+from tinygrad_nnfs.checkpoint import CheckpointError, write_file
 
 Entry = dict[str, Any]
 
 
-class ResultsError(Exception):
-    """The record cannot be read or written; the message says why."""
-
-
 def read(docs: Path) -> list[Entry]:
-    """The entries of `docs`/results.json; none if there is no such file."""
+    """The entries of `docs`/results.json; none if there is no such file. Raises CheckpointError."""
     path = docs / "results.json"
     try:
         entries = json.loads(path.read_bytes()) if path.exists() else []
     except (OSError, ValueError) as error:
-        raise ResultsError(f"{path}: cannot be read: {error}") from None
+        raise CheckpointError(f"{path}: cannot be read: {error}") from None
     if not isinstance(entries, list):
-        raise ResultsError(f"{path}: expected a list of entries, found {type(entries).__name__}")
+        raise CheckpointError(f"{path}: expected a list of entries, found {type(entries).__name__}")
     return entries
 
 
@@ -65,7 +60,7 @@ def render(docs: Path) -> None:
             flags=re.DOTALL,
         )
         if not found:
-            raise ResultsError(
+            raise CheckpointError(
                 f"{path}: has no lines <!-- begin {name} --> and <!-- end {name} -->"
             )
     write_file(path, page.encode())
@@ -133,11 +128,14 @@ def confusion_matrices(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
 
 def draw(docs: Path, entries: Sequence[Entry]) -> None:
     """Draw the confusion matrix of each recipe, all its seeds added up."""
+    from tinygrad_nnfs.models.plots import draw_confusion_matrix
+
     (docs / "images").mkdir(exist_ok=True)
     for name, runs in confusion_matrices(entries).items():
+        counts = np.sum([entry["confusion"] for entry in runs], axis=0)
         draw_confusion_matrix(
             docs / "images" / f"confusion-{name}.png",
-            np.sum([entry["confusion"] for entry in runs], axis=0),
+            counts / counts.sum(axis=1, keepdims=True),
             data.CLASS_NAMES[RECIPES[name].data],
             f"{name}: test images, {len(runs)} seed{'s' * (len(runs) > 1)}",
         )

@@ -25,7 +25,6 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
-from tinygrad_nnfs.models.curves import draw_curves
 from tinygrad_nnfs.models.recipes import Recipe
 from tinygrad_nnfs.models.training import Progress, Training, TrainingError
 
@@ -42,10 +41,6 @@ LATEST, METRICS = "latest.safetensors", "metrics.jsonl"
 SIGNALS = [
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 ]
-
-
-class RunError(Exception):
-    """A run cannot begin or go on; the message is one line that says which and why."""
 
 
 class SignalError(Exception):
@@ -96,7 +91,7 @@ class Run:
             write_file(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
             write_file(folder / "metrics.jsonl", b"")
         except OSError as error:
-            raise RunError(
+            raise TrainingError(
                 f"{folder}: cannot be made: {error.strerror}; choose another place by --runs DIR"
             ) from None
         run.save()
@@ -109,21 +104,21 @@ class Run:
         `moved` are the fields of its Place that are others now.
         """
         if not folder.is_dir():
-            raise RunError(f"{folder}: is not the folder of a run: it has no {LATEST}")
+            raise TrainingError(f"{folder}: is not the folder of a run: it has no {LATEST}")
         path = folder / LATEST
         arrays, text = load(path)
         if text.get("format") != CHECKPOINT_FORMAT:
-            raise RunError(f"{path}: is not the checkpoint of a run: found another format")
+            raise TrainingError(f"{path}: is not the checkpoint of a run: found another format")
         try:
             recipe = Recipe(**json.loads(text["recipe"]))
             place = Place(**{**json.loads(text["place"]), **moved})
             run = cls(folder, text["name"], recipe, int(text["seed"]), place)
             if run.images_crc != int(text["images_crc"]):
-                raise RunError(f"{folder}: was trained with other images than those found now")
+                raise TrainingError(f"{folder}: was trained with other images than those found now")
             run.training.restore(arrays, text)
             run.seconds, run.saved_step = float(text["seconds"]), run.training.at.step
         except (KeyError, TypeError, ValueError) as error:
-            raise RunError(f"{path}: is not the checkpoint of a run: {error}") from None
+            raise TrainingError(f"{path}: is not the checkpoint of a run: {error}") from None
         # an epoch may have been logged and then lost with what came after the checkpoint
         kept = run.epochs()[: run.training.at.epoch]
         write_file(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
@@ -157,14 +152,19 @@ class Run:
             self.save()
             self.training.finish()
             self.save_model("model.safetensors", self.training.network.state_dict())
-            draw_curves(self.folder / "curves.png", self.name, self.epochs())
+            self.draw_curves()
+
+    def draw_curves(self) -> None:
+        from tinygrad_nnfs.models.plots import draw_curves  # matplotlib takes a second to import
+
+        draw_curves(self.folder / "curves.png", self.epochs(), self.name)
 
     def lock(self) -> FileLock:
         """A context in which no other process trains this run."""
         try:
             return FileLock(self.folder / ".lock").acquire(timeout=0)
         except Timeout:
-            raise RunError(f"{self.folder}: another process is training this run") from None
+            raise TrainingError(f"{self.folder}: another process is training this run") from None
 
     def log(self, progress: Progress) -> None:
         """Append an epoch to metrics.jsonl."""

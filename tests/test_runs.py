@@ -17,7 +17,7 @@ from tinygrad_nnfs.models import runs
 from tinygrad_nnfs.models.evaluation import evaluate
 from tinygrad_nnfs.models.networks import load_model
 from tinygrad_nnfs.models.recipes import Recipe
-from tinygrad_nnfs.models.runs import Place, Run, RunError, SignalError
+from tinygrad_nnfs.models.runs import Place, Run, SignalError
 from tinygrad_nnfs.models.training import TrainingError
 
 from tinygrad_nnfs.checkpoint import CheckpointError, load, save
@@ -197,7 +197,7 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, file)
 def test_two_processes_cannot_train_one_run(tmp_path):
     run = new(tmp_path / "a")
     other = Run.resume(run.folder)
-    with run.lock(), pytest.raises(RunError, match="another process is training this run"):
+    with run.lock(), pytest.raises(TrainingError, match="another process is training this run"):
         other.train(lambda progress: None)
 
 
@@ -221,7 +221,7 @@ def test_checkpoints_that_are_no_checkpoints(tmp_path, change, message):
     path = run.folder / "latest.safetensors"
     arrays, text = load(path)
     save(path, arrays, {**text, **change})
-    with pytest.raises(RunError, match=message) as error:
+    with pytest.raises(TrainingError, match=message) as error:
         Run.resume(run.folder)
     assert "\n" not in str(error.value)
     assert str(run.folder) in str(error.value)
@@ -234,17 +234,17 @@ def test_checkpoints_that_lack_an_array(tmp_path, name):
     arrays, text = load(run.folder / "latest.safetensors")
     del arrays[name]
     save(run.folder / "latest.safetensors", arrays, text)
-    with pytest.raises(RunError, match="is not the checkpoint of a run"):
+    with pytest.raises(TrainingError, match="is not the checkpoint of a run"):
         Run.resume(run.folder)
 
 
 def test_folders_that_are_no_runs(tmp_path):
-    with pytest.raises(RunError, match="is not the folder of a run"):
+    with pytest.raises(TrainingError, match="is not the folder of a run"):
         Run.resume(tmp_path / "none")
     with pytest.raises(CheckpointError, match=r"latest\.safetensors"):
         Run.resume(tmp_path)
     (tmp_path / "taken").mkdir()
-    with pytest.raises(RunError, match="cannot be made: File exists"):
+    with pytest.raises(TrainingError, match="cannot be made: File exists"):
         new(tmp_path / "taken")
 
 

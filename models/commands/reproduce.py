@@ -40,7 +40,7 @@ def add(commands: Commands) -> None:
 def run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from tinygrad_nnfs.models import results
-    from tinygrad_nnfs.models.evaluation import confusion
+    from tinygrad_nnfs.models.evaluation import report
     from tinygrad_nnfs.models.runs import Place, Run, versions
 
     console = Console()
@@ -63,7 +63,9 @@ def run(options: argparse.Namespace) -> None:
         training_run = Run.new(folder, name, recipe, seed, Place(**place))
     complete(training_run, console, again=command)
     measured = measure(training_run)
-    test = training_run.dataset.test_images, training_run.dataset.test_labels
+    dataset, device = training_run.dataset, training_run.place.device
+    test = dataset.test_images, dataset.test_labels, dataset.class_names
+    found = report(training_run.training.network, *test, device)
     results.record(
         options.docs,
         {
@@ -72,9 +74,7 @@ def run(options: argparse.Namespace) -> None:
             "split": split,
             "train": measured["train"],
             "test": measured["test"],
-            "confusion": confusion(
-                training_run.training.network, *test, training_run.place.device
-            ).tolist(),
+            "confusion": found.confusion.tolist(),
             "epochs": measured["epochs"],
             "steps": measured["steps"],
             "seconds": measured["seconds"],
