@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tinygrad_nnfs import optim
+from tinygrad_nnfs.data import CLASS_NAMES
 
 SCHEDULES = ("constant", "inverse-time", "cosine", "one-cycle")
 SPLITS = ("standard", "resplit")
@@ -24,7 +25,7 @@ class Recipe:
     """Everything that a training depends on, but for its seed."""
 
     network: str = "mlp"
-    data: str = setting("digits", "the images")
+    data: str = setting("digits", "the images", choices=tuple(CLASS_NAMES))
     epochs: int = setting(20, "passes over the training images", low=1)
     batch_size: int = setting(64, "images in a training step", low=1)
     lr: float = setting(0.02, "learning rate, the highest of a schedule", low=0)
@@ -37,14 +38,14 @@ class Recipe:
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", below=1)
     shift: int = setting(0, "each image moved by up to so many pixels", low=0)
     mirror: bool = setting(False, "half of the images mirrored")
-    erase: float = setting(0.0, "share of the images with a rectangle of noise", low=0, below=1.01)
+    erase: float = setting(0.0, "share of the images with a rectangle of noise", high=1)
     average: float = setting(0.0, "decay of the moving average of weights; 0: none", below=1)
     clip: float = setting(0.0, "largest joint norm of the gradients; 0: no limit", low=0)
     split: str = setting("standard", "test images as published or drawn anew", choices=SPLITS)
     validation: int = setting(0, "training images held out to measure each epoch by", low=0)
     patience: int = setting(0, "epochs without a better validation before stopping; 0: all", low=0)
     max_steps: int = setting(0, "training steps at most; 0: all", low=0)
-    target_accuracy: float = setting(0.0, "stop at this accuracy, 0 to 1; 0: go on", below=1.01)
+    target_accuracy: float = setting(0.0, "stop at this accuracy, 0 to 1; 0: go on", high=1)
 
     def learning_rate(self, time: float) -> float:
         """The learning rate after `time` epochs."""

@@ -1,20 +1,31 @@
 """The command line: what it prints, how it fails."""
 
 import io
+import json
 import os
 import pty
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 from rich.console import Console
 from tinygrad_nnfs.models import cli, progress
+from tinygrad_nnfs.models.recipes import RECIPES
 from tinygrad_nnfs.models.training import Progress
 
-from tinygrad_nnfs import __version__
+from tinygrad_nnfs import __version__, data
 
+DIGITS = data.load("digits")
 NNFS = [sys.executable, "-m", "tinygrad_nnfs.models.cli"]
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    """Runs are kept in the current folder."""
+    monkeypatch.chdir(tmp_path)
 
 
 def nnfs(capsys, *arguments):
@@ -38,7 +49,10 @@ def test_train_prints_plain_lines_and_a_table(capsys):
         assert word in last
     assert "train │  1,437 │" in out
     assert "test  │    360 │" in out
-    assert "Next: nnfs train cnn" in lines[-1]
+    (folder,) = Path("runs").iterdir()
+    assert lines[-2].startswith("Trained in ")
+    assert lines[-2].endswith(f" s, kept in {folder}.")
+    assert lines[-1].startswith(f"Next: nnfs evaluate {folder}, nnfs train cnn")
     assert "\x1b" not in out
 
 
@@ -76,7 +90,7 @@ def test_live_progress_on_a_terminal():
 @pytest.mark.parametrize(
     ("arguments", "status", "message"),
     [
-        (["train", "rnn"], 2, "'rnn' is not a network (mlp, cnn)"),
+        (["train", "rnn"], 2, "'rnn' is not a network (mlp, cnn) or a recipe"),
         (["train", "--epochs", "0"], 2, "argument --epochs: '0' is not an integer >= 1"),
         (["train", "--batch-size", "1.5"], 2, "'1.5' is not an integer >= 1"),
         (["train", "--lr", "fast"], 2, "argument --lr: 'fast' is not a finite number >= 0"),
@@ -88,7 +102,16 @@ def test_live_progress_on_a_terminal():
         (["train", "--data", "mnist", "--data-dir", "/nowhere"], 1, "no train-images-idx3-ubyte"),
         (["train", "--lr", "1e8", "--epochs", "1"], 1, "in epoch 1, step"),
         ([], 2, "required: COMMAND"),
-        (["train", "--batch_size", "3"], 2, "'3' is not a network (mlp, cnn); is an option"),
+        (["train", "--batch_size", "3"], 2, "'3' is not a network (mlp, cnn) or a recipe; is an"),
+        (["train", "--patience", "3"], 1, "give --validation N, too"),
+        (["train", "--validation", "5"], 1, "5 of 1,437 images cannot be split off"),
+        (["train", "--resume", "nowhere"], 1, "nowhere: is not the folder of a run"),
+        (["train", "cnn", "--resume", "x", "--lr", "1"], 1, "leave out cnn, --lr"),
+        (["train", "--runs", "/dev/null"], 1, "/dev/null/mlp-digits"),
+        (["train", "--schedule", "zigzag"], 2, "invalid choice: 'zigzag'"),
+        (["train", "--erase", "2"], 2, "'2' is not a number in [0, 1]"),
+        (["reproduce", "mnist-minibtach"], 2, "invalid choice: 'mnist-minibtach'"),
+        (["reproduce", "mnist-minibatch"], 1, "docs: is no folder"),
         (["train", "--speed"], 2, "unrecognized arguments: --speed"),
         (["train", "mnist"], 2, "'mnist' is not a network but a data set: nnfs train --data mnist"),
     ],
@@ -124,18 +147,94 @@ def test_progress_lines_are_few_and_give_the_speed_of_late(monkeypatch):
     printed = io.StringIO()
     display = progress.Display(Console(file=printed, width=200), epochs=40, samples=100)
     for epoch in range(1, 41):  # 4 epochs a second, 100 samples each
-        display.update(Progress(epoch, 100, 0.5, 0.5, True))
+        display.update(Progress(epoch, epoch, 100, 0.5, 0.5, 0.02, True))
     lines = printed.getvalue().splitlines()
     assert len(lines) == 10
     assert lines[-1].startswith("epoch 40/40")
     assert all("400 samples/s" in line for line in lines)
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["train", "--help"]])
-def test_help_has_an_example(capsys, arguments):
+@pytest.mark.parametrize("command", [None, *(c.__name__.split(".")[-1] for c in cli.COMMANDS)])
+def test_help_has_an_example(capsys, command):
+    arguments = [command, "--help"] if command else ["--help"]
     status, out, _ = nnfs(capsys, *arguments)
     assert status == 0
     assert "example: " in out
+
+
+def test_train_json(capsys):
+    status, out, err = nnfs(capsys, "train", "--epochs", "1", "--json")
+    assert status == 0
+    result = json.loads(out)
+    assert set(result) == {"run", "epochs", "steps", "seconds", "train", "test"}
+    assert result["test"]["images"] == 360
+    assert Path(result["run"]).is_dir()
+    assert "epoch 1/1" in err
+
+
+def test_resume_of_a_finished_run_shows_its_result_again(capsys):
+    first = json.loads(nnfs(capsys, "train", "--epochs", "2", "--json")[1])
+    status, out, err = nnfs(capsys, "train", "--resume", first["run"], "--json")
+    assert status == 0
+    assert "is trained already" in err
+    assert json.loads(out) == first
+
+
+def test_flags_override_a_recipe(capsys):
+    arguments = (
+        "mnist-minibatch",
+        "--data",
+        "digits",
+        "--epochs",
+        "1",
+        "--no-dropout",
+        "--clip",
+        "1",
+    )
+    result = json.loads(nnfs(capsys, "train", *arguments, "--json")[1])
+    config = json.loads((Path(result["run"]) / "config.json").read_text())["recipe"]
+    assert (config["lr"], config["data"], config["clip"]) == (0.001, "digits", 1)
+    assert Path(result["run"]).name.startswith("mnist-minibatch-")
+
+
+def test_recipes_are_listed(capsys):
+    status, out, _ = nnfs(capsys, "recipes")
+    assert status == 0
+    for name in RECIPES:
+        assert name in out
+    assert "98.22" in out
+    recipes = json.loads(nnfs(capsys, "recipes", "--json")[1])
+    assert recipes["fashion-cnn"]["lr"] == 0.005
+
+
+def test_tensorboard_gets_each_epoch(capsys):
+    pytest.importorskip("tensorboardX")
+    result = json.loads(nnfs(capsys, "train", "--epochs", "2", "--tensorboard", "--json")[1])
+    (events,) = Path(result["run"]).glob("events.out.tfevents.*")
+    assert events.read_bytes().count(b"accuracy") == 2
+
+
+def test_reproduce_records_a_result_once_and_renders_it(capsys, monkeypatch):
+    monkeypatch.setitem(RECIPES, "mnist-minibatch", replace(RECIPES["mnist-minibatch"], epochs=1))
+    monkeypatch.setattr(data, "load", lambda *_, **__: DIGITS)
+    Path("docs").mkdir()
+    for seed in ("0", "1", "1"):  # the last finds its run done
+        status, _, err = nnfs(capsys, "reproduce", "mnist-minibatch", "--seed", seed)
+        assert (status, err) == (0, "")
+    entries = json.loads(Path("docs/results.json").read_text())
+    assert [(e["recipe"], e["seed"]) for e in entries] == [("mnist-minibatch", s) for s in (0, 1)]
+    confusion = np.array(entries[0]["confusion"])
+    assert confusion.sum() == 360
+    assert entries[0]["test"]["accuracy"] == confusion.trace() / 360
+    (row,) = [line for line in Path("docs/results.md").read_text().splitlines() if "| 2 |" in line]
+    mean = 50 * (entries[0]["test"]["accuracy"] + entries[1]["test"]["accuracy"])
+    assert row.startswith(f"| mnist-minibatch | 2 | **{mean:.2f}** |")
+    assert "99.84 / 97.67 | 97.68 |" in row
+    assert Path("docs/images/confusion-mnist-minibatch.png").exists()
+    Path("docs/results.json").write_text("[")
+    status, _, err = nnfs(capsys, "reproduce")
+    assert status == 1
+    assert err.startswith("nnfs: docs/results.json: cannot be read")
 
 
 def test_version(capsys):

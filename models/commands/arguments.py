@@ -1,6 +1,7 @@
 """What the commands' arguments have in common."""
 
 import argparse
+import math
 from collections.abc import Callable
 
 Commands = argparse._SubParsersAction  # what `add` of each command is given
@@ -25,17 +26,21 @@ def whole(smallest: int) -> Callable[[str], int]:
     return parse
 
 
-def number(low: float, below: float | None = None) -> Callable[[str], float]:
-    """An argparse type: a finite number from `low` on, below `below`."""
+def number(
+    low: float = 0, below: float = math.inf, high: float = math.inf
+) -> Callable[[str], float]:
+    """An argparse type: a finite number >= low, < below and <= high."""
+    expected = f"number in [{low}, {high}]" if high < math.inf else f"number in [{low}, {below})"
+    if below == high == math.inf:
+        expected = f"finite number >= {low}"
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
-            value = low - 1
-        if not low <= value < (float("inf") if below is None else below):
-            limit = f"finite number >= {low}" if below is None else f"number in [{low}, {below})"
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {limit}")
+            value = math.nan
+        if not (low <= value < below and value <= high):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a {expected}")
         return value
 
     return parse

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from typing import Any
 
 from tinygrad_nnfs.models.commands.arguments import Commands
 from tinygrad_nnfs.models.recipes import RECIPES, Recipe, published
@@ -24,22 +25,31 @@ def run(options: argparse.Namespace) -> None:
     if options.json:
         print(json.dumps({name: vars(recipe) for name, recipe in RECIPES.items()}, indent=2))
         return
+    from rich.box import SIMPLE
     from rich.console import Console
     from rich.table import Table
 
-    table = Table("recipe", "network", "settings", "source: train", "test", show_lines=False)
-    for column in table.columns[3:]:
-        column.justify = "right"
+    table = Table(box=SIMPLE, show_edge=False)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("settings")
+    table.add_column("source: train", justify="right")
+    table.add_column("test", justify="right")
     for name, recipe in RECIPES.items():
-        settings = {**recipe.differences(Recipe()), "epochs": recipe.epochs, "lr": recipe.lr}
-        del settings["data"]
-        settings.pop("network", None)
+        # the network, the data and whether there is dropout can be told by the name
+        settings = {"epochs": recipe.epochs, "lr": recipe.lr, **recipe.differences(Recipe())}
+        said = ("network", "data", "dropout")
+        settings = {key: value for key, value in settings.items() if key not in said}
         known = published(name)
         table.add_row(
             name,
-            recipe.network,
-            ", ".join(f"{setting} {value}" for setting, value in settings.items()),
+            ", ".join(f"{key.replace('_', ' ')} {shown(value)}" for key, value in settings.items()),
             f"{known.train:.2f}" if known else "-",
             f"{known.test:.2f}" if known else "-",
         )
     Console().print(table)
+
+
+def shown(value: Any) -> str:
+    if isinstance(value, bool):
+        return "on" if value else "off"
+    return f"{value:g}" if isinstance(value, float) else str(value)

@@ -96,18 +96,16 @@ def given_place(options: argparse.Namespace) -> dict[str, Any]:
 
 def add_setting(group: Any, name: str, default: Any, meaning: str, **limits: Any) -> None:
     """The flag of a setting of a recipe. Not given, it is None."""
-    flag, how = "--" + name.replace("_", "-"), {"dest": name, "default": None, "help": meaning}
-    if name == "data":
-        limits = {"choices": list(data.CLASS_NAMES)}
+    how: dict[str, Any] = {"dest": name, "default": None, "help": meaning}
     if isinstance(default, bool):
         how["action"] = argparse.BooleanOptionalAction
-    elif "choices" in limits:
-        how["choices"] = limits["choices"]
+    elif isinstance(default, str):
+        how |= limits
     elif isinstance(default, int):
         how |= {"type": whole(limits["low"]), "metavar": "N"}
     else:
-        how |= {"type": number(limits.get("low", 0), limits.get("below")), "metavar": "X"}
-    group.add_argument(flag, **how)
+        how |= {"type": number(**limits), "metavar": "X"}
+    group.add_argument("--" + name.replace("_", "-"), **how)
 
 
 def network_or_recipe(name: str) -> str:
@@ -157,7 +155,9 @@ def refuse_changes(options: argparse.Namespace) -> None:
     names = ["what", "seed", *(f.name for f in fields(Recipe) if f.name != "network")]
     given = [name for name in names if getattr(options, name) is not None]
     if given:
-        flags = ", ".join(n if n == "what" else "--" + n.replace("_", "-") for n in given)
+        flags = ", ".join(
+            options.what if name == "what" else "--" + name.replace("_", "-") for name in given
+        )
         raise CommandError(f"--resume takes everything from the run: leave out {flags}")
 
 
