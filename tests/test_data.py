@@ -163,6 +163,7 @@ NOT_A_PIXEL = "is not a pixel, an integer in 0..255"
         (f"{HEADER}\n{ROW[:-1]}1e2\n", f"line 2, column 785: '1e2' {NOT_A_PIXEL}"),
         (f"{HEADER}\n{ROW[:-1]}nan\n", f"line 2, column 785: 'nan' {NOT_A_PIXEL}"),
         (f"{HEADER}\n{ROW[:-1]}#\n", f"line 2, column 785: '#' {NOT_A_PIXEL}"),
+        (f"{HEADER}\n{ROW}# a shoe\n", "line 2, column 785: '0# a shoe' is not a pixel"),
         (f"{HEADER}\n10{ROW[1:]}\n", "line 2, column 1: '10' is not a label, an integer in 0..9"),
         (f"{HEADER}\n{ROW}\nT-shirt{ROW[1:]}\n", "line 3, column 1: 'T-shirt' is not a label"),
         (f"{HEADER}\n{HEADER}\n{ROW}\n", "line 2, column 1: 'label' is not a label"),
@@ -357,6 +358,15 @@ def test_files_that_do_not_fit_together(tmp_path, file, content, message):
     with pytest.raises(DataError, match=message) as error:
         load("mnist", tmp_path)
     assert line(error).startswith(str(tmp_path / "mnist" / data.FILES[file].partition("-")[0]))
+
+
+def test_a_set_without_images(tmp_path):
+    empty = {"t10k-images-idx3-ubyte": (0, 28, 28), "t10k-labels-idx1-ubyte": (0,)}
+    write_set(
+        tmp_path / "mnist", changes={file: idx(np.zeros(shape)) for file, shape in empty.items()}
+    )
+    with pytest.raises(DataError, match="t10k-images-idx3-ubyte: there are 0 images for 0 labels"):
+        load("mnist", tmp_path)
 
 
 # --- digits and splits

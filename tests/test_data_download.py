@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 from collections import Counter
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -95,7 +96,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def drip(self):
         body = gzip.compress(self.file)
-        self.answer(*(bytes([byte]) for byte in body), length=len(body), pause=0.02)
+        self.answer(*(bytes([byte]) for byte in body), length=len(body), pause=0.03)
 
     def wrong(self):
         self.answer(gzip.compress(self.file[:-1] + bytes([self.file[-1] ^ 1])))
@@ -180,10 +181,11 @@ def mirrors(tmp_path, monkeypatch, server):
     monkeypatch.setattr(sources, "SYSTEM", tmp_path / "system")
     monkeypatch.setattr(sources, "KAGGLE", tmp_path / "kaggle")
     monkeypatch.setattr(sources, "cache_folder", lambda: tmp_path / "cache")
-    monkeypatch.setattr(download, "STALL", 0.3)
-    monkeypatch.setattr(download, "TOTAL", 0.6)
 
     def set_mirrors(*ways):
+        if {"silent", "stall", "drip"} & set(ways):
+            monkeypatch.setattr(download, "STALL", 0.5)
+            monkeypatch.setattr(download, "TOTAL", 0.8)
         addresses = tuple(way if ":" in way else f"{server.address}/{way}/" for way in ways)
         monkeypatch.setitem(sources.REMOTES, "mnist", remote(addresses))
 
@@ -223,9 +225,9 @@ WAYS = [
     ("empty", "the file ended early, after 0 bytes"),
     ("short", "the file ended early, after "),
     ("short_chunks", "sent no whole HTTP answer (IncompleteRead)"),
-    ("silent", "sent nothing for 0.3 s"),
-    ("stall", "sent nothing for 0.3 s"),
-    ("drip", "took more than 0.6 s"),
+    ("silent", "sent nothing for 0.5 s"),
+    ("stall", "sent nothing for 0.5 s"),
+    ("drip", "took more than 0.8 s"),
     ("wrong", "wrong checksum (SHA-256 "),
     ("shorter", "wrong checksum (SHA-256 "),
     ("longer", f"sent more than the {SIZE:,} bytes expected"),
@@ -273,6 +275,18 @@ def test_after_a_bad_mirror_the_next_is_tried(tmp_path, mirrors, server, way, me
     assert server.sent < 2**26  # an endless file was given up
     if way == "nowhere":
         gc.collect()  # in the test that ignores it
+
+
+def test_no_more_is_unzipped_than_is_expected(mirrors, monkeypatch):
+    body = gzip.compress(bytes(10**8))
+    monkeypatch.setattr(Handler, "big_bomb", lambda self: self.answer(body), raising=False)
+    mirrors("big_bomb")
+    tracemalloc.start()
+    with pytest.raises(DataError, match="sent more than the"):
+        load("mnist")
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 5 * 10**6
 
 
 def test_all_mirrors_are_named(mirrors, server):
@@ -438,6 +452,6 @@ def test_every_remote_is_whole():
 def test_stalls_end_in_time(mirrors):
     mirrors("stall", "silent", "drip")
     start = time.monotonic()
-    with pytest.raises(DataError, match=r"0.3 s; .* 0.3 s; .* 0.6 s"):
+    with pytest.raises(DataError, match=r"0.5 s; .* 0.5 s; .* 0.8 s"):
         load("mnist")
     assert time.monotonic() - start < 5
