@@ -10,6 +10,7 @@ import stat
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 
@@ -60,6 +61,7 @@ def test_round_trip(tmp_path_factory, content, metadata):
 
     shuffled = dict(reversed(content.items())), dict(reversed(metadata.items()))
     first = path.read_bytes()
+    assert int.from_bytes(first[:8], "little") % 8 == 0  # so that the numbers are aligned
     save(path, *shuffled)
     assert path.read_bytes() == first
 
@@ -232,6 +234,7 @@ def test_what_is_no_file(tmp_path):
     assert "is a directory" in refused(tmp_path)
     assert "No such file" in refused(tmp_path / "none")
     assert "File name too long" in refused(tmp_path / ("x" * 300))
+    assert "is a device or pipe" in refused(os.devnull)
     os.mkfifo(tmp_path / "pipe")
     assert "is a device or pipe" in refused(tmp_path / "pipe")  # and does not wait for a writer
     with (tmp_path / "large").open("wb") as sparse:
@@ -400,19 +403,33 @@ for i in range(10**9):
 
 
 def test_two_writers_never_mix(tmp_path, monkeypatch):
-    """One begins while the other is half way: either fails, or its file is whole."""
+    """One finishes while the other is half way: it fails, or its file is whole."""
     path = tmp_path / "model.safetensors"
-    fsync = os.fsync
+    save(path, OLD)
+    half_way, first_is_done = threading.Event(), threading.Event()
 
-    def meanwhile(number):
-        monkeypatch.setattr(os, "fsync", fsync)
+    def fail():
+        with pytest.raises(CheckpointError, match="the second writer fails"):
+            save(path, NEW)
+
+    second = threading.Thread(target=fail)
+
+    def fsync(number):
+        if threading.current_thread() is second:
+            os.truncate(number, 20)
+            half_way.set()
+            first_is_done.wait(10)
+            raise OSError("the second writer fails")
+        second.start()
+        half_way.wait(10)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with pytest.raises(CheckpointError, match="No such file"):  # the second has cleaned up
         save(path, NEW)
-        fsync(number)
-
-    monkeypatch.setattr(os, "fsync", meanwhile)
-    with pytest.raises(CheckpointError, match="No such file"):
-        save(path, OLD)
-    np.testing.assert_array_equal(load(path)[0]["a"], NEW["a"])
+    np.testing.assert_array_equal(load(path)[0]["a"], OLD["a"])
+    first_is_done.set()
+    second.join()
+    assert os.listdir(tmp_path) == [path.name]
 
 
 def test_write_file_takes_any_bytes(tmp_path):
@@ -511,6 +528,7 @@ def test_files_of_another_format(tmp_path, form, message, read):
     with pytest.raises(CheckpointError, match=message) as error:
         read(path)
     assert str(error.value).isprintable()
+    assert len(str(error.value)) < len(str(path)) + 200
 
 
 # -- which network ---------------------------------------------------------------------------------

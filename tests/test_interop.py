@@ -22,12 +22,12 @@ def session(path):
 
 
 def images(*shape):
+    """In [0, 1), as the networks are made for."""
     return np.random.default_rng(0).random(shape, np.float32)
 
 
-def assert_same(network, path, shape):
-    """onnxruntime's logits for random images of this shape are the network's, in eval mode."""
-    x = images(*shape)
+def assert_same(network, path, x):
+    """onnxruntime's logits for images x are the network's, in eval mode."""
     (found,) = session(path).run(["logits"], {"images": x})
     expected = network.eval()(Tensor(x)).numpy()
     assert found.shape == expected.shape
@@ -45,7 +45,7 @@ def test_the_networks_in_onnxruntime(tmp_path, name):
     assert shapes == {"images": ("batch", 1, 28, 28), "logits": ("batch", 10)}
     assert all(module.training for module in network.modules())  # left as it was
     for batch in (1, 2, 33):
-        assert_same(network, path, (batch, 1, 28, 28))
+        assert_same(network, path, images(batch, 1, 28, 28))
     (x,), (y,) = session(path).get_inputs(), session(path).get_outputs()
     assert (x.name, x.type, x.shape) == ("images", "tensor(float)", ["batch", 1, 28, 28])
     assert (y.name, y.type, y.shape) == ("logits", "tensor(float)", ["batch", 10])
@@ -56,6 +56,44 @@ def test_the_networks_in_onnxruntime(tmp_path, name):
     first = path.read_bytes()
     to_onnx(network.eval(), path)  # evaluation and training make the same file
     assert path.read_bytes() == first
+
+
+def batch_norm(channels, eps=1e-5):
+    """With statistics and weights that are not 0 and 1."""
+    layer = nn.BatchNorm2d(channels, eps=eps)
+    random = np.random.default_rng(1)
+    for tensor in (layer.weight, layer.bias, layer.running_mean, layer.running_var):
+        tensor.data[...] = random.uniform(0.5, 2, channels)
+    return layer
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.Linear(7, 3),
+        nn.Linear(7, 3, bias=False),
+        nn.Conv2d(2, 4, (2, 3), stride=(1, 2), padding=(2, 1), dilation=(2, 1), groups=2),
+        nn.Conv2d(2, 3, 1, bias=False),
+        nn.MaxPool2d((3, 2), (1, 2), (1, 0)),
+        nn.MaxPool2d(2),
+        nn.AvgPool2d(3, 2, 1),
+        nn.AvgPool2d((2, 1)),
+        batch_norm(2, eps=0.1),
+        nn.ReLU(),
+        nn.LeakyReLU(0.3),
+        nn.LeakyReLU(-2.0),
+        nn.Dropout(0.5),
+        nn.Flatten(),
+    ],
+    ids=repr,
+)
+def test_each_layer_in_onnxruntime(tmp_path, layer):
+    network = nn.Sequential(layer)
+    before = network.state_dict()
+    to_onnx(network, tmp_path / "model.onnx", (2, 6, 7))
+    for name, array in network.state_dict().items():
+        np.testing.assert_array_equal(array, before[name])  # nothing learns from an export
+    assert_same(network, tmp_path / "model.onnx", images(2, 2, 6, 7) - 0.5)
 
 
 @st.composite
@@ -70,7 +108,8 @@ def networks(draw):
     channels = first = draw(st.sampled_from([1, 2, 4]))
     shape = draw(st.tuples(st.integers(12, 20), st.integers(12, 20)))
     layers = []
-    for kind in draw(st.lists(st.sampled_from(["conv", "max", "average", "norm"]), max_size=3)):
+    kinds = st.sampled_from(["conv", "max", "average", "norm"])
+    for kind in draw(st.lists(kinds, min_size=1, max_size=3)):
         kernel = draw(size)
         stride = draw(st.sampled_from([1, 2, (1, 2)]))
         if kind == "conv":
@@ -85,9 +124,7 @@ def networks(draw):
             layers.append(nn.Conv2d(channels, outputs, kernel, groups=groups, **options))
             channels = outputs
         elif kind == "norm":
-            layers.append(nn.BatchNorm2d(channels))
-            for tensor in (layers[-1].running_mean, layers[-1].running_var, layers[-1].weight):
-                tensor.data[...] = np.random.default_rng(1).uniform(0.5, 2, channels)
+            layers.append(batch_norm(channels))
         else:
             pool = nn.MaxPool2d if kind == "max" else nn.AvgPool2d
             stride = draw(st.sampled_from([None, stride]))
@@ -111,21 +148,21 @@ def test_random_networks_in_onnxruntime(tmp_path_factory, drawn, batch):
     inputs = int(np.prod(features)) if flat else features[-1]
     network = nn.Sequential(*layers, nn.Linear(inputs, 3, bias=flat))
     to_onnx(network, path, shape)
-    assert_same(network, path, (batch, *shape))
+    assert_same(network, path, images(batch, *shape) - 0.5)
 
 
 def test_nothing_but_dropout(tmp_path):
     path = tmp_path / "model.onnx"
     network = nn.Sequential(nn.Dropout(0.5))
     assert to_onnx(network, path, (3,)) == {"images": ("batch", 3), "logits": ("batch", 3)}
-    assert_same(network, path, (2, 3))
+    assert_same(network, path, images(2, 3))
 
 
 def test_doubles_become_float32(tmp_path):
     path = tmp_path / "model.onnx"
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).astype("float64")
     to_onnx(network, path, (1, 2, 2))
-    assert_same(network.astype("float32"), path, (2, 1, 2, 2))
+    assert_same(network.astype("float32"), path, images(2, 1, 2, 2))
 
 
 class Doubled(nn.Sequential):

@@ -80,7 +80,7 @@ def to_onnx(
     )
     onnx.checker.check_model(model, full_check=True)
     try:
-        write_file(path, model.SerializeToString(deterministic=True))
+        write_file(path, model.SerializeToString())
     except OSError as error:
         raise InteropError(f"{path}: cannot be written: {error.strerror or error}") from None
     return shapes
