@@ -93,7 +93,7 @@ def test_enlarging_hardly_matters(ink, margins, name, factor):
     # where two places are as near to the centre of mass, round-off may choose the other one
     places = [(r, c) for r in (-1, 0, 1) for c in (-1, 0, 1)]
     unlike = [abs(np.roll(large, place, (0, 1)) - found).mean() for place in places]
-    assert min(unlike) < 5
+    assert min(unlike) < 12  # a drawing a pixel off differs by 30
 
 
 @given(drawings(), margins)
