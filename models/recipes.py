@@ -87,12 +87,12 @@ _MLP_PLUS = Recipe(
 )
 _CNN_PLUS = Recipe(
     network="cnn",
-    epochs=40,
+    epochs=60,
     lr=0.05,
     schedule="one-cycle",
-    weight_decay=1e-4,
+    weight_decay=2e-4,
     label_smoothing=0.1,
-    shift=2,
+    shift=1,
     average=0.999,
 )
 
