@@ -39,7 +39,7 @@ class Recipe:
     shift: int = setting(0, "each image moved by up to so many pixels", low=0)
     mirror: bool = setting(False, "half of the images mirrored")
     erase: float = setting(0.0, "share of the images with a rectangle of noise", high=1)
-    average: float = setting(0.0, "decay of the moving average of weights; 0: none", below=1)
+    average: float = setting(0.0, "decay of the average of weights, every 8 steps; 0: none", below=1)
     clip: float = setting(0.0, "largest joint norm of the gradients; 0: no limit", low=0)
     split: str = setting("standard", "test images as published or drawn anew", choices=SPLITS)
     validation: int = setting(0, "training images held out to measure each epoch by", low=0)
@@ -83,7 +83,7 @@ _CNN = Recipe(
     decay=0.001,
 )
 _MLP_PLUS = Recipe(
-    epochs=100, lr=0.05, schedule="one-cycle", shift=1, label_smoothing=0.1, average=0.999
+    epochs=100, lr=0.05, schedule="one-cycle", shift=1, label_smoothing=0.1, average=0.99
 )
 _CNN_PLUS = Recipe(
     network="cnn",
@@ -93,7 +93,7 @@ _CNN_PLUS = Recipe(
     weight_decay=2e-4,
     label_smoothing=0.1,
     shift=1,
-    average=0.999,
+    average=0.99,
 )
 
 RECIPES = {
