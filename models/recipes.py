@@ -39,7 +39,7 @@ class Recipe:
     shift: int = setting(0, "each image moved by up to so many pixels", low=0)
     mirror: bool = setting(False, "half of the images mirrored")
     erase: float = setting(0.0, "share of the images with a rectangle of noise", high=1)
-    average: float = setting(0.0, "decay of the average of weights, every 8 steps; 0: none", below=1)
+    average: float = setting(0.0, "decay of the average of weights per 8 steps; 0: none", below=1)
     clip: float = setting(0.0, "largest joint norm of the gradients; 0: no limit", low=0)
     split: str = setting("standard", "test images as published or drawn anew", choices=SPLITS)
     validation: int = setting(0, "training images held out to measure each epoch by", low=0)

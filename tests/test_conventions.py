@@ -141,6 +141,7 @@ def test_labels_of_any_integer_dtype():
     [
         (lambda: ops.softmax_cross_entropy(np.zeros((0, 3)), np.zeros(0, int)), "batch is empty"),
         (lambda: ops.mse_loss(np.zeros(0), np.zeros(0)), "batch is empty"),
+        (lambda: ops.soft_cross_entropy(*[np.zeros((0, 3))] * 2), "batch is empty"),
         (
             lambda: ops.softmax_cross_entropy(np.zeros((1, 3)), [0], reduction="avg"),
             "reduction must be 'mean', 'sum' or 'none', found 'avg'",

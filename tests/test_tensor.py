@@ -360,6 +360,10 @@ def test_transpose_with_negative_axes():
             lambda: ops.mse_loss(np.ones(3), np.ones((3, 1))),
             "prediction and target must have one shape",
         ),
+        (
+            lambda: ops.soft_cross_entropy(np.ones((3, 2)), np.ones((3, 1))),
+            r"logits and targets must both be \(n, classes\)",
+        ),
     ],
 )
 def test_shapes_that_do_not_fit_are_named(call, message):

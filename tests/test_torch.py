@@ -99,6 +99,7 @@ ORACLES = {
     "relu": F.relu,
     "reshape": torch.reshape,
     "sigmoid": torch.sigmoid,
+    "soft_cross_entropy": F.cross_entropy,
     "softmax": lambda x, *, axis=-1: F.softmax(x, dim=axis),
     "softmax_cross_entropy": F.cross_entropy,
     "softplus": F.softplus,

@@ -36,7 +36,7 @@ from tinygrad_nnfs.ops.arithmetic import (
 from tinygrad_nnfs.ops.convolution import conv2d, conv2d_naive
 from tinygrad_nnfs.ops.dropout import dropout
 from tinygrad_nnfs.ops.linear import embedding, linear, matmul
-from tinygrad_nnfs.ops.loss import mse_loss, softmax_cross_entropy
+from tinygrad_nnfs.ops.loss import mse_loss, soft_cross_entropy, softmax_cross_entropy
 from tinygrad_nnfs.ops.normalization import batch_norm2d, layer_norm
 from tinygrad_nnfs.ops.pooling import avg_pool2d, max_pool2d
 from tinygrad_nnfs.ops.reduce import max, mean, min, sum, var
@@ -94,6 +94,7 @@ __all__ = [
     "relu",
     "reshape",
     "sigmoid",
+    "soft_cross_entropy",
     "softmax",
     "softmax_cross_entropy",
     "softplus",

@@ -83,6 +83,35 @@ def _(draw):
 
 
 @op
+def soft_cross_entropy(xp, logits: Float, targets: Float, *, reduction="mean"):
+    """The cross-entropy of softmax(logits) to probabilities: (n, k), (n, k) -> () or (n,).
+
+    -sum_k targets_k log softmax(logits)_k: the targets of a teacher (Hinton et al., 2015), say.
+    """
+    if logits.ndim != 2 or targets.shape != logits.shape:
+        raise ValueError("logits and targets must both be (n, classes)")
+    shifted = logits - logits.max(axis=1, keepdims=True)  # exp never overflows
+    log_softmax = shifted - xp.log(xp.exp(shifted).sum(axis=1, keepdims=True))
+    loss, spread = reduce_losses(reduction, -(targets * log_softmax).sum(axis=1))
+
+    def dlogits(dy):
+        gradient = xp.exp(log_softmax) * targets.sum(axis=1, keepdims=True) - targets
+        return gradient * spread(dy).reshape(-1, 1)
+
+    def dtargets(dy):
+        return -log_softmax * spread(dy).reshape(-1, 1)
+
+    return loss, dlogits, dtargets
+
+
+@soft_cross_entropy.samples
+def _(draw):
+    n, k = draw.sizes(2)
+    reduction = draw.choice(["mean", "sum", "none"])
+    yield draw.case(draw.normal(n, k), draw.positive(n, k), reduction=reduction)
+
+
+@op
 def mse_loss(xp, prediction: Float, target: Float, *, reduction="mean"):
     """The squared error (prediction - target)^2: two tensors of one shape -> () or that shape."""
     if getattr(prediction, "shape", None) != getattr(target, "shape", None):
