@@ -8,7 +8,7 @@ import numpy as np
 from tinygrad_nnfs.models.cnn import CNN
 from tinygrad_nnfs.models.mlp import MLP
 
-from tinygrad_nnfs import nn
+from tinygrad_nnfs import get_rng_state, nn, set_rng_state
 from tinygrad_nnfs.checkpoint import (
     CheckpointError,
     check_model_format,
@@ -36,8 +36,8 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, str]]
             )
     arrays, metadata = load(path)
     check_model_format(path, metadata)
-    for build in NETWORKS.values():
-        network = build()
+    for name in NETWORKS:
+        network = build(name)
         if _shapes(network.state_dict()) == _shapes(arrays):
             load_weights(network, path)
             return network.eval(), metadata
@@ -46,6 +46,14 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, str]]
         f"{path}: is for none of the networks known here, {' and '.join(NETWORKS)}: it holds "
         f"{found or 'nothing'}"
     )
+
+
+def build(name: str) -> nn.Module:
+    """A network whose weights will be replaced: the caller's random streams stay where they are."""
+    state = get_rng_state()
+    network = NETWORKS[name]()
+    set_rng_state(state)
+    return network
 
 
 def _shapes(arrays: Mapping[str, np.ndarray]) -> dict[str, tuple[int, ...]]:

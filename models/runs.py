@@ -28,7 +28,7 @@ from filelock import FileLock, Timeout
 from tinygrad_nnfs.models.recipes import Recipe
 from tinygrad_nnfs.models.training import Progress, Training, TrainingError
 
-from tinygrad_nnfs import data, use_blas_threads
+from tinygrad_nnfs import data
 from tinygrad_nnfs.checkpoint import (
     CHECKPOINT_FORMAT,
     MODEL_FORMAT,
@@ -66,7 +66,6 @@ class Run:
         self.folder, self.name, self.recipe, self.place = folder, name, recipe, place
         self.dataset, validation = prepare(recipe, seed, place)
         images, labels = self.dataset.train_images, self.dataset.train_labels
-        use_blas_threads(recipe.network == "mlp")  # they pay where all is dense
         self.training = Training(
             recipe, images, labels, seed=seed, validation=validation, device=place.device
         )
