@@ -80,7 +80,7 @@ def to_onnx(
     )
     onnx.checker.check_model(model, full_check=True)
     try:
-        write_file(path, model.SerializeToString(deterministic=True))
+        write_file(path, model.SerializeToString())
     except OSError as error:
         raise InteropError(f"{path}: cannot be written: {error.strerror or error}") from None
     return shapes
@@ -110,11 +110,11 @@ def _layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
 def _output_shape(network: nn.Module, input_shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape that the network makes of one image."""
     modes = [(module, module.training) for module in network.modules()]
-    weights = next(network.parameters(), None)
+    like = next(network.parameters(), Tensor(np.zeros(1, np.float32)))
     try:
-        images = Tensor(np.zeros((1, *input_shape), np.float32))
-        logits = network.eval()(images if weights is None else images.to(weights.device))
-    except ValueError as error:
+        images = Tensor(np.zeros((1, *input_shape), like.dtype)).to(like.device)
+        logits = network.eval()(images)
+    except (TypeError, ValueError) as error:
         raise InteropError(
             f"images of shape {input_shape} do not fit the network: {error}"
         ) from None
