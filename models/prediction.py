@@ -23,7 +23,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")
+FORMATS = ("PNG", "JPEG", "GIF", "BMP", "WEBP")  # of others, EPS would start a program
 LARGEST = 2**28  # bytes of a file
 FAINT = 0.05 * 255  # a picture in which nothing differs more from the background is blank
 WEAK = 0.2  # of the strongest ink: what is weaker is no edge but noise, a shadow or paper

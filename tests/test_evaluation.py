@@ -144,7 +144,9 @@ def test_the_heat_map_has_true_classes_down_and_predicted_ones_across(tmp_path):
     assert columns.min() > 0.4 * width
     assert len(rows) > 0.02 * found[..., 0].size
     draw_confusion_matrix(tmp_path / "b.png", matrix, "abc", "title")
-    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    content = (tmp_path / "a.png").read_bytes()
+    assert content == (tmp_path / "b.png").read_bytes()
+    assert b"Matplotlib" not in content  # whose version would change files under git
 
 
 def test_a_class_without_images_stays_white(tmp_path):

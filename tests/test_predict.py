@@ -21,7 +21,7 @@ from tinygrad_nnfs.models.prediction import ImageError, decode, prepare
 from tinygrad_nnfs import checkpoint, data
 
 any_data = st.sampled_from(list(data.CLASS_NAMES))
-margins = st.tuples(*[st.integers(1, 30)] * 4)
+margins = st.tuples(st.integers(0, 30), *[st.integers(1, 30)] * 3)  # it may touch the top
 
 
 @st.composite
@@ -137,6 +137,24 @@ def test_sharpening_is_imagemagicks():
 def test_images_of_the_data_sets_are_taken_as_they_are(name):
     for image in data.load("digits").test_images[:100]:
         np.testing.assert_array_equal(prepare(image.astype(np.float32), name), image)
+
+
+def test_of_28x28_pixels_only_a_dark_background_is_taken_as_it_is():
+    drawing = np.zeros((28, 28), np.float32)
+    drawing[5:15, 8:12] = 200
+    night = np.maximum(drawing, 100)
+    np.testing.assert_array_equal(prepare(night, "mnist"), night)
+    paper = 255 - drawing
+    expected = prepare(np.pad(drawing, 3), "mnist")
+    np.testing.assert_array_equal(prepare(paper, "mnist"), expected)
+
+
+def test_weak_ink_is_noise_in_a_digit_and_cloth_in_clothes():
+    picture = np.zeros((100, 100), np.float32)
+    picture[20:80, 20:80] = 200
+    picture[40:60, 40:60] = 25
+    assert prepare(picture, "mnist")[14, 14] == 0
+    assert prepare(picture, "fashion-mnist")[14, 14] == round(255 * 25 / 200)
 
 
 @pytest.mark.data
@@ -300,10 +318,24 @@ def test_a_decompression_bomb_is_one_line(seven, monkeypatch, factor):
         decode(encoded(seven))
 
 
-def test_files_that_are_too_long_are_not_read(seven, monkeypatch):
+def test_what_is_too_long_is_not_read(monkeypatch):
+    class Endless:
+        buffer = property(lambda self: self)
+
+        def read(self, count=-1):
+            assert count > 0
+            return bytes(count)
+
     monkeypatch.setattr(prediction, "LARGEST", 100)
-    with pytest.raises(ImageError, match="has more than 100 bytes"):
-        decode(encoded(seven))
+    monkeypatch.setattr(sys, "stdin", Endless())
+    with pytest.raises(ImageError, match=r"^standard input: has more than 100 bytes"):
+        prediction.load_image("-", "mnist")
+
+
+def test_formats_that_could_run_programs_are_not_opened(seven):
+    for form in ("EPS", "TIFF", "PPM"):
+        with pytest.raises(ImageError, match="is not an image: expected PNG, JPEG, GIF, BMP or W"):
+            decode(encoded(seven, form))
 
 
 # -- the command -----------------------------------------------------------------------------------
