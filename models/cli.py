@@ -52,7 +52,7 @@ def fail(message: str, status: int = 1) -> NoReturn:
 def parser() -> argparse.ArgumentParser:
     top = argparse.ArgumentParser(
         prog="nnfs",
-        description="Train the networks of tinygrad_nnfs.",
+        description="Train, evaluate and use the networks of tinygrad_nnfs.",
         epilog="example: nnfs train cnn --data fashion-mnist --epochs 3",
     )
     top.add_argument("--version", action="version", version=f"nnfs {__version__}")

@@ -16,7 +16,8 @@ def snippets(page):
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_snippets_run(page, capsys):
+def test_snippets_run(page, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # they may write files
     for code in snippets(page):
         exec(compile(code, page.name, "exec"), {"__name__": "snippet"})
 

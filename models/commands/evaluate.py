@@ -37,8 +37,9 @@ def add(commands: Commands) -> None:
         help="the images (default: what the network was trained on)",
     )
     command.add_argument(
-        "--data-dir", metavar="DIR", help="where the IDX files are (default: $NNFS_DATA)"
+        "--data-dir", metavar="DIR", help="where the data sets are (default: $NNFS_DATA)"
     )
+    command.add_argument("--offline", action="store_true", help="never download a data set")
     command.add_argument(
         "--split",
         choices=("test", "train"),
@@ -79,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     folder = options.out or (path if path.is_dir() else None)
     if folder:
         _make_folder(folder)
-    dataset = data.load(name, options.data_dir)
+    dataset = data.load(name, options.data_dir, offline=options.offline)
     images = getattr(dataset, f"{options.split}_images")
     labels = getattr(dataset, f"{options.split}_labels")
     found = report(network, images, labels, dataset.class_names)

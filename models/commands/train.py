@@ -73,7 +73,9 @@ def add(commands: Commands) -> None:
 def add_place(command: argparse.ArgumentParser) -> None:
     """The arguments that say where a training happens."""
     command.add_argument(
-        "--data-dir", metavar="DIR", help="where the data sets are (default: $NNFS_DATA)"
+        "--data-dir",
+        metavar="DIR",
+        help="where the data sets are (default: $NNFS_DATA)",
     )
     command.add_argument(
         "--offline", action="store_true", default=None, help="never download a data set"
