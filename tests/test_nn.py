@@ -1,11 +1,12 @@
 """Modules: registration, state, modes, devices, initial weights."""
 
 import copy
+import json
 
 import numpy as np
 import pytest
 
-from tinygrad_nnfs import Parameter, Tensor, manual_seed, nn
+from tinygrad_nnfs import Parameter, Tensor, get_rng_state, manual_seed, nn, set_rng_state
 from tinygrad_nnfs.checking import gradcheck
 
 
@@ -277,3 +278,18 @@ def test_deep_copies_are_independent():
     assert isinstance(twin[1].running_mean, nn.Buffer)
     with pytest.raises(RuntimeError, match=r"copy of the result of multiply.*x\.detach"):
         copy.deepcopy(network[0].weight * 2)
+
+
+def test_rng_state_goes_on_where_it_was():
+    manual_seed(5)
+    dropout = nn.Dropout(0.5)
+    x = np.ones((4, 100), np.float32)
+    dropout(x), nn.Linear(3, 2)
+    state = json.loads(json.dumps(get_rng_state()))  # it can be kept in a text file
+    expected = [dropout(x).numpy(), nn.Linear(3, 2).weight.numpy(), dropout(x).numpy()]
+    manual_seed(6)
+    set_rng_state(state)
+    found = [dropout(x).numpy(), nn.Linear(3, 2).weight.numpy(), dropout(x).numpy()]
+    for a, b in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(a, b)
+    assert get_rng_state() == get_rng_state()

@@ -190,3 +190,81 @@ def test_one_cycle_agrees_with_torch():
     # PyTorch turns one step before the share that it is given, for its steps count from 0 to 100
     ours = optim.OneCycle(1.0, total=100, warmup=(0.3 * 101 - 1) / 100)
     assert [ours(t) for t in range(101)] == pytest.approx(rates, abs=1e-9)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda ps: optim.SGD(ps, lr=0.1, momentum=0.9),
+        lambda ps: optim.Adam(ps, lr=0.1),
+        lambda ps: optim.AdamW(ps, lr=0.1),
+    ],
+)
+def test_state_dict_goes_on_where_it_was(make):
+    whole = fresh()
+    optimizer = make(whole)
+    run(optimizer, whole, steps=3)
+    state, halfway = optimizer.state_dict(), [p.numpy().copy() for p in whole]
+    expected = run(optimizer, whole)
+    parameters = [Parameter(np.array(array, order="F")) for array in halfway]
+    resumed = make(parameters)
+    resumed.load_state_dict(state)
+    for a, b in zip(run(resumed, parameters), expected, strict=True):
+        np.testing.assert_array_equal(a, b)
+    for parameter in parameters:  # buffers lie as their parameters do: fast updates look for that
+        for value in resumed.state[parameter].values():
+            assert isinstance(value, int) or value.strides == parameter.data.strides
+    state["0.velocity" if "0.velocity" in state else "0.mean"][...] = 0  # a copy
+    assert any(a.any() for a in resumed.state_dict().values())
+
+
+@pytest.mark.parametrize(
+    ("state", "message"),
+    [
+        ({"3.velocity": np.zeros(1)}, "'3.velocity' is unknown: there are 3 parameters"),
+        ({"velocity": np.zeros(1)}, "'velocity' is unknown"),
+        ({"0.": np.zeros((3, 2))}, "'0.' is unknown"),
+        ({"0.velocity": np.zeros((2, 3))}, r"0.velocity is float64 \(2, 3\), expected float64 \(3"),
+        ({"0.velocity": np.zeros((3, 2), "f")}, r"is float32 \(3, 2\), expected float64 \(3, 2\)"),
+    ],
+)
+def test_state_that_does_not_fit(state, message):
+    parameters = fresh()
+    optimizer = optim.SGD(parameters, lr=0.1, momentum=0.9)
+    run(optimizer, parameters)
+    before = optimizer.state_dict()
+    with pytest.raises(ValueError, match=message):
+        optimizer.load_state_dict(state)
+    after = optimizer.state_dict()
+    assert all((before[name] == after[name]).all() for name in before)
+
+
+def test_weight_average_is_its_docstring():
+    p = Parameter(np.asfortranarray(np.ones((2, 3))))
+    average = optim.WeightAverage([p], decay=0.5)
+    expected = np.ones((2, 3))
+    random = np.random.default_rng(0)
+    for t in range(1, 20):
+        p.data[...] = random.standard_normal((2, 3))
+        average.update()
+        d = min(0.5, (1 + t) / (10 + t))
+        expected = d * expected + (1 - d) * p.data
+    own = p.data
+    with average.applied():
+        np.testing.assert_allclose(p.numpy(), expected, rtol=1e-12)
+        assert p.data.strides == own.strides
+    assert p.data is own
+    restored = optim.WeightAverage([p], decay=0.5)
+    restored.load_state_dict(average.state_dict())
+    for a in (average, restored):
+        a.update()
+    np.testing.assert_array_equal(average.averages[0], restored.averages[0])
+    assert restored.t == 20
+
+
+def test_weight_average_refuses_what_does_not_fit():
+    average = optim.WeightAverage(fresh(), decay=0.5)
+    with pytest.raises(ValueError, match=r"expected \{'t': \(\), '0': \(3, 2\)"):
+        average.load_state_dict({"t": np.array(1)})
+    with pytest.raises(ValueError, match=r"decay must be in \[0, 1\), found 1"):
+        optim.WeightAverage([P], decay=1)
