@@ -16,12 +16,15 @@ SPEED_OVER = 10.0  # seconds over which the speed is measured
 
 
 class Display:
-    """Shows the `Progress` of a training run of `epochs` times `samples`: `with Display(...)`."""
+    """Shows the `Progress` of a training run of `epochs` times `samples`: `with Display(...)`.
 
-    def __init__(self, console: Console, epochs: int, samples: int) -> None:
+    `done` samples have been learnt before, in an earlier session.
+    """
+
+    def __init__(self, console: Console, epochs: int, samples: int, done: int = 0) -> None:
         self.console, self.epochs, self.samples = console, epochs, samples
         self.shown = time.perf_counter()
-        self.marks = deque([(self.shown, 0)])  # (time, samples done) of the last seconds
+        self.marks = deque([(self.shown, done)])  # (time, samples done) of the last seconds
         self.bar = None
         if console.is_terminal:
             self.bar = Bar(
@@ -35,7 +38,13 @@ class Display:
                 expand=True,
             )
             self.task = self.bar.add_task(
-                "train", total=epochs * samples, epoch="1", loss="-", accuracy="-", speed="-"
+                "train",
+                total=epochs * samples,
+                completed=done,
+                epoch="1",
+                loss="-",
+                accuracy="-",
+                speed="-",
             )
 
     def __enter__(self) -> "Display":

@@ -154,6 +154,15 @@ def test_progress_lines_are_few_and_give_the_speed_of_late(monkeypatch):
     assert all("400 samples/s" in line for line in lines)
 
 
+def test_progress_of_a_resumed_run_does_not_count_what_was_done_before(monkeypatch):
+    now = iter(np.arange(0.0, 1000.0, 2.0))
+    monkeypatch.setattr(progress.time, "perf_counter", lambda: next(now))
+    printed = io.StringIO()
+    display = progress.Display(Console(file=printed, width=200), epochs=9, samples=100, done=700)
+    display.update(Progress(8, 8, 100, 0.5, 0.5, 0.02, True))
+    assert "50 samples/s  0:02 left" in printed.getvalue()
+
+
 @pytest.mark.parametrize("command", [None, *(c.__name__.split(".")[-1] for c in cli.COMMANDS)])
 def test_help_has_an_example(capsys, command):
     arguments = [command, "--help"] if command else ["--help"]

@@ -192,11 +192,12 @@ def complete(
         say(console, f"{training_run.folder} is trained already")
     elif training.at.step:
         say(console, f"going on with {training_run.folder} after step {training.at.step:,}")
+    done = training.at.epoch * count + training.at.samples
     # no warnings of overflow between the lines of progress: training watches the loss
     with (
         np.errstate(all="ignore"),
         Events(training_run.folder) if tensorboard else nullcontext() as events,
-        Display(console, epochs, count) as display,
+        Display(console, epochs, count, done) as display,
     ):
 
         def watch(progress: Progress) -> None:
