@@ -66,9 +66,12 @@ class Run:
         self.folder, self.name, self.recipe, self.place = folder, name, recipe, place
         self.dataset, validation = prepare(recipe, seed, place)
         images, labels = self.dataset.train_images, self.dataset.train_labels
-        self.training = Training(
-            recipe, images, labels, seed=seed, validation=validation, device=place.device
-        )
+        try:
+            self.training = Training(
+                recipe, images, labels, seed=seed, validation=validation, device=place.device
+            )
+        except (RuntimeError, ValueError) as error:  # no such device; a seed out of range
+            raise TrainingError(str(error)) from None
         self.images_crc = zlib.crc32(labels, zlib.crc32(images))
         self.seconds = 0.0  # of training, all sessions together
         self.saved_step = 0
@@ -120,7 +123,13 @@ class Run:
             raise TrainingError(f"{path}: is not the checkpoint of a run: {error}") from None
         # an epoch may have been logged and then lost with what came after the checkpoint
         kept = run.epochs()[: run.training.at.epoch]
-        write_file(folder / METRICS, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        lines = "".join(json.dumps(line) + "\n" for line in kept)
+        try:
+            write_file(folder / METRICS, lines.encode())
+        except OSError as error:
+            raise TrainingError(
+                f"{folder / METRICS}: cannot be written: {error.strerror}"
+            ) from None
         return run
 
     @property
@@ -152,6 +161,8 @@ class Run:
             self.training.finish()
             self.save_model("model.safetensors", self.training.network.state_dict())
             self.draw_curves()
+            if caught:
+                raise SignalError(caught[0])
 
     def draw_curves(self) -> None:
         from tinygrad_nnfs.models.plots import draw_curves  # matplotlib takes a second to import
@@ -174,8 +185,13 @@ class Run:
 
     def epochs(self) -> list[dict[str, Any]]:
         """What metrics.jsonl says."""
-        lines = (self.folder / METRICS).read_text().splitlines()
-        return [json.loads(line) for line in lines if line.endswith("}")]  # the last may be cut off
+        path = self.folder / METRICS
+        try:
+            lines = path.read_text().splitlines(keepends=True)
+            # a full disk may have cut off the last
+            return [json.loads(line) for line in lines if line.endswith("\n")]
+        except (OSError, ValueError) as error:
+            raise TrainingError(f"{path}: cannot be read: {error}") from None
 
     def save(self) -> None:
         """Write the checkpoint, and the best epoch's weights."""

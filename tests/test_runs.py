@@ -13,7 +13,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tinygrad_nnfs.models import runs
 from tinygrad_nnfs.models.evaluation import evaluate
 from tinygrad_nnfs.models.networks import load_model
 from tinygrad_nnfs.models.recipes import Recipe
@@ -251,6 +250,10 @@ def test_folders_that_are_no_runs(tmp_path):
 def test_metrics_of_a_lost_epoch_are_written_once(tmp_path):
     run = new(tmp_path / "a")
     with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 1}\n{"epoch": 2, "lo')  # killed after the line, before the checkpoint
+        file.write('{"epoch": 1}\n')  # killed after the line, before the checkpoint
     assert Run.resume(run.folder).epochs() == []
-    assert runs.METRICS in os.listdir(run.folder)
+    (run.folder / "metrics.jsonl").write_text('{"epoch": 1, "lo')  # the disk was full
+    assert Run.resume(run.folder).epochs() == []
+    (run.folder / "metrics.jsonl").write_text('{"epoch": 1, "lo\n')
+    with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be read"):
+        Run.resume(run.folder)
