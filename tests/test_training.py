@@ -139,6 +139,14 @@ def test_early_stopping_restores_the_best_weights():
     assert evaluate(run.network, *held_out())[1] == max(measured)
 
 
+def test_of_equal_epochs_the_first_is_the_best():
+    run = training(
+        replace(SMALL, lr=0.0, epochs=9, patience=3, validation=60), validation=held_out()
+    )
+    list(run.steps())
+    assert (run.at.best_epoch, run.at.epoch) == (1, 4)
+
+
 def test_max_steps_and_target_accuracy_stop():
     run = training(replace(SMALL, max_steps=4))
     assert len(list(run.steps())) == 4
