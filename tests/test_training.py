@@ -171,6 +171,23 @@ def test_clipping_limits_the_gradients_that_are_applied():
     assert moved[0] > 10 * moved[1]
 
 
+def test_weight_decay_shrinks_weights_and_leaves_biases():
+    free, decayed = training(), training(replace(SMALL, weight_decay=0.5))
+    before = free.network.state_dict()
+    for run in (free, decayed):
+        next(run.steps())
+    for name, weights in before.items():
+        expected = free.network.state_dict()[name]
+        if name.endswith("weight"):
+            expected = expected - SMALL.lr * 0.5 * weights
+        np.testing.assert_allclose(decayed.network.state_dict()[name], expected, atol=1e-7)
+
+
+def test_label_smoothing_is_in_the_loss():
+    first = next(training(replace(SMALL, label_smoothing=0.5)).steps())
+    assert first.loss != next(training().steps()).loss
+
+
 def test_average_is_what_is_used():
     recipe = replace(SMALL, epochs=8, average=0.5)
     run = training(recipe)
