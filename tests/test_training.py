@@ -158,6 +158,15 @@ def test_max_steps_and_target_accuracy_stop():
     assert run.at.stopped == f"accuracy {last.accuracy:.2%} reached"
 
 
+def test_target_accuracy_is_the_validations_where_there_is_one():
+    recipe = replace(SMALL, epochs=100, target_accuracy=0.75, validation=60)
+    *_, last = training(recipe, validation=held_out()).steps()
+    assert last.validation_accuracy >= 0.75
+    wrong = DIGITS.test_images[:60], (DIGITS.test_labels[:60] + 1) % 10
+    run = training(replace(recipe, epochs=20), validation=wrong)
+    assert [step for step in run.steps() if step.end_of_epoch][-1].epoch == 20
+
+
 def test_clipping_limits_the_gradients_that_are_applied():
     free, clipped = training(), training(replace(SMALL, clip=1e-3))
     before = free.network.state_dict()
