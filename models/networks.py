@@ -19,6 +19,16 @@ from tinygrad_nnfs.checkpoint import (
 )
 
 NETWORKS = {"mlp": MLP, "cnn": CNN}
+WEIGHTS = Path(__file__).parent / "weights"  # of the networks that come with the package
+
+
+def shipped(name: str) -> Path:
+    """The model file `name` that comes with the package. Raises CheckpointError."""
+    path = WEIGHTS / f"{name}.safetensors"
+    if not path.exists():
+        found = ", ".join(sorted(file.stem for file in WEIGHTS.glob("*.safetensors"))) or "none"
+        raise CheckpointError(f"no model {name!r} comes with this package: there is {found}")
+    return path
 
 
 def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, str]]:

@@ -13,6 +13,7 @@ from tinygrad_nnfs.data import CLASS_NAMES
 
 SCHEDULES = ("constant", "inverse-time", "cosine", "one-cycle")
 SPLITS = ("standard", "resplit")
+TEACHERS = ("", "cnn-fashion-mnist")
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
@@ -36,6 +37,9 @@ class Recipe:
     weight_decay: float = setting(0.0, "added times weight to its gradient; not for biases", low=0)
     dropout: bool = setting(True, "dropout as the network has it")
     label_smoothing: float = setting(0.0, "share of the target spread over all classes", below=1)
+    teacher: str = setting(
+        "", "a model that comes with the package, to learn from", choices=TEACHERS
+    )
     shift: int = setting(0, "each image moved by up to so many pixels", low=0)
     mirror: bool = setting(False, "half of the images mirrored")
     erase: float = setting(0.0, "share of the images with a rectangle of noise", high=1)

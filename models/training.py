@@ -9,13 +9,13 @@ from dataclasses import dataclass
 
 import numpy as np
 from tinygrad_nnfs.models import augmentation
-from tinygrad_nnfs.models.evaluation import evaluate
-from tinygrad_nnfs.models.networks import NETWORKS
+from tinygrad_nnfs.models.evaluation import evaluate, probabilities
+from tinygrad_nnfs.models.networks import NETWORKS, load_model, shipped
 from tinygrad_nnfs.models.recipes import Recipe
 
 from tinygrad_nnfs import Tensor, get_rng_state, manual_seed, nn, optim, set_rng_state
 from tinygrad_nnfs.data import scale
-from tinygrad_nnfs.ops import softmax_cross_entropy
+from tinygrad_nnfs.ops import soft_cross_entropy, softmax_cross_entropy
 
 AVERAGE_EVERY = 8  # steps between updates of the weights' average: one costs as much as SGD's step
 
@@ -92,6 +92,7 @@ class Training:
             momentum=recipe.momentum,
         )
         self.average = optim.WeightAverage(self.network.parameters(), recipe.average)
+        self.targets = taught(recipe.teacher, images, device) if recipe.teacher else None
         self.best: dict[str, np.ndarray] = {}  # the weights of the best epoch
         self.at = Counters()
 
@@ -119,9 +120,12 @@ class Training:
         images, labels = self.augmented(self.images[chosen]), self.labels[chosen]
 
         logits = self.network(Tensor(scale(images)).to(self.device))
-        loss = softmax_cross_entropy(
-            logits, Tensor(labels).to(self.device), label_smoothing=recipe.label_smoothing
-        )
+        if self.targets is None:
+            loss = softmax_cross_entropy(
+                logits, Tensor(labels).to(self.device), label_smoothing=recipe.label_smoothing
+            )
+        else:
+            loss = soft_cross_entropy(logits, Tensor(self.targets[chosen]).to(self.device))
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
@@ -233,3 +237,13 @@ class Training:
         self.best = parts["best"]
         self.at = Counters(**json.loads(text["counters"]))
         set_rng_state(json.loads(text["random"]))
+
+
+def taught(teacher: str, images: np.ndarray, device: str) -> np.ndarray:
+    """What the shipped model `teacher` makes of images: float32 (n, 10), the targets to learn.
+
+    A teacher's probabilities say more than labels do: what else an image might have been (Hinton
+    et al., "Distilling the knowledge in a neural network", 2015).
+    """
+    network, _ = load_model(shipped(teacher))
+    return probabilities(network.to(device), images, range(10), device)

@@ -32,19 +32,9 @@ def _same_start():
 @pytest.fixture(scope="session")
 def digits_run(tmp_path_factory):
     """The folder of an MLP trained on the digits for a second: 95 % right, some mistakes."""
-    from tinygrad_nnfs.models.mlp import MLP
-    from tinygrad_nnfs.models.training import train
+    from tinygrad_nnfs.models.recipes import Recipe
+    from tinygrad_nnfs.models.runs import Place, Run
 
-    from tinygrad_nnfs import checkpoint, data, optim
-
-    manual_seed(0)
-    network, schedule = MLP(), optim.Constant(0.02)
-    optimizer = optim.SGD(network.parameters(), lr=0.02, momentum=0.9)
-    digits = data.load("digits")
-    for _ in train(network, optimizer, digits, epochs=15, batch_size=64, schedule=schedule, seed=0):
-        pass
     folder = tmp_path_factory.mktemp("runs") / "mlp-digits"
-    folder.mkdir()
-    metadata = {"format": checkpoint.MODEL_FORMAT, "data": "digits"}
-    checkpoint.save(folder / "model.safetensors", network.state_dict(), metadata)
+    Run.new(folder, "mlp-digits", Recipe(epochs=15), 0, Place()).train(lambda progress: None)
     return folder

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tinygrad_nnfs.models import augmentation
+from tinygrad_nnfs.models import augmentation, networks
 from tinygrad_nnfs.models.evaluation import evaluate
+from tinygrad_nnfs.models.mlp import MLP
 from tinygrad_nnfs.models.recipes import RECIPES, Recipe
 from tinygrad_nnfs.models.training import Training, TrainingError
 
-from tinygrad_nnfs import nn
-from tinygrad_nnfs.data import load
+from tinygrad_nnfs import checkpoint, nn
+from tinygrad_nnfs.data import load, scale
 
 DIGITS = load("digits")
 SMALL = Recipe(batch_size=16, epochs=2)
@@ -128,6 +129,13 @@ def test_loss_that_is_not_finite_stops_at_that_step():
     assert "smaller learning rate than 1e+30" in str(error.value)
 
 
+def test_the_learning_rate_follows_the_schedule_step_by_step():
+    recipe = replace(SMALL, schedule="one-cycle", epochs=4)
+    rates = [step.lr for step in training(recipe).steps()]
+    assert rates == [recipe.learning_rate(i / 3) for i in range(12)]
+    assert len(set(rates)) == 12
+
+
 def test_early_stopping_restores_the_best_weights():
     recipe = replace(SMALL, lr=0.05, epochs=50, patience=2, validation=60)
     run = training(recipe, validation=held_out())
@@ -196,6 +204,22 @@ def test_weight_decay_shrinks_weights_and_leaves_biases():
 def test_label_smoothing_is_in_the_loss():
     first = next(training(replace(SMALL, label_smoothing=0.5)).steps())
     assert first.loss != next(training().steps()).loss
+
+
+def test_a_teachers_probabilities_are_the_targets(tmp_path, monkeypatch):
+    monkeypatch.setattr(networks, "WEIGHTS", tmp_path)
+    teacher = MLP().eval()
+    checkpoint.save(tmp_path / "teacher.safetensors", teacher.state_dict())
+    logits = teacher(scale(DIGITS.train_images[:40])).numpy().astype(np.float64)
+    targets = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    recipe = replace(SMALL, teacher="teacher", dropout=False, batch_size=40)
+    run = training(recipe)
+    pupil = run.network(scale(run.images)).numpy().astype(np.float64)
+    log_softmax = pupil - np.log(np.exp(pupil).sum(axis=1, keepdims=True))
+    expected = -(targets * log_softmax).sum(axis=1).mean()
+    assert next(run.steps()).loss == pytest.approx(expected, rel=1e-5)
+    with pytest.raises(checkpoint.CheckpointError, match="no model 'none' comes with"):
+        training(replace(SMALL, teacher="none"))
 
 
 def test_average_is_what_is_used():

@@ -8,11 +8,11 @@ from pathlib import Path
 import numpy as np
 from tinygrad_nnfs.models.commands.arguments import CommandError, Commands
 from tinygrad_nnfs.models.evaluation import Report, report
-from tinygrad_nnfs.models.networks import load_model
+from tinygrad_nnfs.models.networks import load_model, shipped
 
 from tinygrad_nnfs import data
 
-SHIPPED = Path(__file__).parents[1] / "weights" / "cnn-fashion-mnist.safetensors"
+SHIPPED = "cnn-fashion-mnist"  # the model to evaluate where none is given
 
 
 def add(commands: Commands) -> None:
@@ -72,9 +72,7 @@ def data_name(given: str | None, metadata: Mapping[str, str], path: Path) -> str
 def run(options: argparse.Namespace) -> None:
     from tinygrad_nnfs.models.plots import draw_confusion_matrix, draw_mistakes
 
-    path = options.model or SHIPPED
-    if options.model is None and not path.exists():
-        raise CommandError("no model came with this installation: name a run's folder or a file")
+    path = options.model or shipped(SHIPPED)
     network, metadata = load_model(path)
     name = data_name(options.data, metadata, path)
     folder = options.out or (path if path.is_dir() else None)
