@@ -24,7 +24,8 @@ PACKAGES = {**dict.fromkeys(MODELS, "models"), "onnx": "onnx", "tensorboardX": "
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `nnfs` with `arguments` (the process's own if None) and exit."""
-    options = parser().parse_args(arguments)
+    arguments = sys.argv[1:] if arguments is None else arguments
+    options = parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
     try:
         options.run(options)
     except KeyboardInterrupt:

@@ -5,7 +5,8 @@ names end in -plus are our own, of the same architectures, and made to beat them
 """
 
 import math
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 from tinygrad_nnfs import optim
@@ -17,15 +18,36 @@ TEACHERS = ("", "cnn-fashion-mnist")
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
-    """A field of a Recipe: also a flag of `nnfs train`, which takes its meaning and limits."""
+    """A field of a Recipe: also a flag of `nnfs train`, which takes its meaning and limits.
+
+    `limits`: `choices`, or `low`, `high` (both allowed) and `above`, `below` (neither allowed).
+    """
     return field(default=default, metadata={"meaning": meaning, **limits})
+
+
+def wrong(value: Any, kind: type, limits: Mapping[str, Any]) -> str:
+    """What is expected in place of `value`: "" if it is of this kind and within its limits."""
+    if "choices" in limits:
+        return "" if value in limits["choices"] else f"one of {', '.join(limits['choices'])}"
+    if kind is bool:
+        return "" if isinstance(value, bool) else "true or false"
+    signs = {"low": ">=", "above": ">", "high": "<=", "below": "<"}
+    bounds = " and ".join(
+        f"{sign} {limits[name]}" for name, sign in signs.items() if name in limits
+    )
+    fits = (
+        type(value) in (int, kind)
+        and limits.get("low", -math.inf) <= value <= limits.get("high", math.inf)
+        and limits.get("above", -math.inf) < value < limits.get("below", math.inf)
+    )
+    return "" if fits else f"{'an integer' if kind is int else 'a number'} {bounds}"
 
 
 @dataclass(frozen=True)
 class Recipe:
     """Everything that a training depends on, but for its seed."""
 
-    network: str = "mlp"
+    network: str = setting("mlp", "what is trained", choices=("mlp", "cnn"))
     data: str = setting("digits", "the images", choices=tuple(CLASS_NAMES))
     epochs: int = setting(20, "passes over the training images", low=1)
     batch_size: int = setting(64, "images in a training step", low=1)
@@ -33,23 +55,45 @@ class Recipe:
     momentum: float = setting(0.9, "share of the last update in the next one", low=0, below=1)
     schedule: str = setting("constant", "how the learning rate changes", choices=SCHEDULES)
     decay: float = setting(0.0, "of inverse-time: lr / (1 + decay * epoch)", low=0)
-    warmup: float = setting(0.2, "of one-cycle: share of the steps with a rising rate", below=1)
+    warmup: float = setting(
+        0.2, "of one-cycle: share of the steps with a rising rate", above=0, below=1
+    )
     weight_decay: float = setting(0.0, "added times weight to its gradient; not for biases", low=0)
     dropout: bool = setting(True, "dropout as the network has it")
-    label_smoothing: float = setting(0.0, "share of the target spread over all classes", below=1)
+    label_smoothing: float = setting(
+        0.0, "share of the target spread over all classes", low=0, below=1
+    )
     teacher: str = setting(
         "", "a model that comes with the package, to learn from", choices=TEACHERS
     )
-    shift: int = setting(0, "each image moved by up to so many pixels", low=0)
+    shift: int = setting(0, "each image moved by up to so many pixels", low=0, high=27)
     mirror: bool = setting(False, "half of the images mirrored")
-    erase: float = setting(0.0, "share of the images with a rectangle of noise", high=1)
-    average: float = setting(0.0, "decay of the average of weights per 8 steps; 0: none", below=1)
+    erase: float = setting(0.0, "share of the images with a rectangle of noise", low=0, high=1)
+    average: float = setting(
+        0.0, "decay of the average of weights per 8 steps; 0: none", low=0, below=1
+    )
     clip: float = setting(0.0, "largest joint norm of the gradients; 0: no limit", low=0)
     split: str = setting("standard", "test images as published or drawn anew", choices=SPLITS)
     validation: int = setting(0, "training images held out to measure each epoch by", low=0)
     patience: int = setting(0, "epochs without a better validation before stopping; 0: all", low=0)
     max_steps: int = setting(0, "training steps at most; 0: all", low=0)
-    target_accuracy: float = setting(0.0, "stop at this accuracy, 0 to 1; 0: go on", high=1)
+    target_accuracy: float = setting(0.0, "stop at this accuracy, 0 to 1; 0: go on", low=0, high=1)
+
+    def __post_init__(self) -> None:
+        """Raise ValueError for a setting that is out of its range or fits no other."""
+        for setting in fields(self):
+            value = getattr(self, setting.name)
+            expected = wrong(value, type(setting.default), setting.metadata)
+            if expected:
+                raise ValueError(f"{setting.name} must be {expected}, found {value!r}")
+        if self.patience and not self.validation:
+            raise ValueError("patience needs validation images to measure by: set validation, too")
+        if self.decay and self.schedule != "inverse-time":
+            raise ValueError(f"decay is of the schedule inverse-time, not of {self.schedule}")
+        if self.teacher and self.label_smoothing:
+            raise ValueError("a teacher's targets are smooth: set label_smoothing to 0")
+        if self.teacher and self.split != "standard":
+            raise ValueError("a teacher has learnt by the standard split: set split to standard")
 
     def learning_rate(self, time: float) -> float:
         """The learning rate after `time` epochs."""
@@ -152,5 +196,5 @@ PUBLISHED = {
 
 
 def published(name: str) -> Published | None:
-    """What others report of the recipe `name`, or of the one that it is to beat."""
+    """What others report of the recipe `name`, or of the one that is to be beaten by it."""
     return PUBLISHED.get(name.removesuffix("-plus"))

@@ -7,6 +7,7 @@
 import json
 import re
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -19,6 +20,7 @@ from tinygrad_nnfs import data
 from tinygrad_nnfs.checkpoint import CheckpointError, write_file
 
 Entry = dict[str, Any]
+FIELDS = {"recipe", "split", "seed", "settings", "train", "test", "confusion", "seconds", "command"}
 
 
 def read(docs: Path) -> list[Entry]:
@@ -28,8 +30,12 @@ def read(docs: Path) -> list[Entry]:
         entries = json.loads(path.read_bytes()) if path.exists() else []
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path}: cannot be read: {error}") from None
-    if not isinstance(entries, list):
-        raise CheckpointError(f"{path}: expected a list of entries, found {type(entries).__name__}")
+    if not isinstance(entries, list) or not all(
+        isinstance(e, dict) and e.keys() >= FIELDS for e in entries
+    ):
+        raise CheckpointError(
+            f"{path}: expected a list of entries with {', '.join(sorted(FIELDS))}"
+        )
     return entries
 
 
@@ -71,7 +77,9 @@ def section(name: str) -> str:
 
 
 def of(entries: Sequence[Entry], recipe: str, split: str = "standard") -> list[Entry]:
-    return [e for e in entries if (e["recipe"], e["split"]) == (recipe, split)]
+    """The runs of a recipe as it is now: those of its earlier versions do not count."""
+    settings = vars(replace(RECIPES[recipe], split=split))
+    return [e for e in entries if (e["recipe"], e["settings"]) == (recipe, settings)]
 
 
 def percent(value: float | None) -> str:

@@ -9,7 +9,9 @@ latest.safetensors    the checkpoint: all that `nnfs train --resume` needs
 """
 
 import contextlib
+import errno
 import json
+import os
 import platform
 import signal
 import sys
@@ -52,7 +54,7 @@ class SignalError(Exception):
 
 @dataclass(frozen=True)
 class Place:
-    """Where a run happens, which its result does not depend on."""
+    """Where a run happens. Its result depends on that in the last bits at most."""
 
     device: str = "cpu"
     data_dir: str | None = None
@@ -64,6 +66,7 @@ class Run:
 
     def __init__(self, folder: Path, name: str, recipe: Recipe, seed: int, place: Place) -> None:
         self.folder, self.name, self.recipe, self.place = folder, name, recipe, place
+        self.lock = FileLock(folder / ".lock")
         self.dataset, validation = prepare(recipe, seed, place)
         images, labels = self.dataset.train_images, self.dataset.train_labels
         try:
@@ -72,13 +75,16 @@ class Run:
             )
         except (RuntimeError, ValueError) as error:  # no such device; a seed out of range
             raise TrainingError(str(error)) from None
-        self.images_crc = zlib.crc32(labels, zlib.crc32(images))
+        targets = labels if self.training.targets is None else self.training.targets
+        self.learnt_crc = zlib.crc32(targets, zlib.crc32(images))
         self.seconds = 0.0  # of training, all sessions together
         self.saved_step = 0
+        self.saved_best = 0  # the epoch that best.safetensors is of
+        self.trained_with = versions()
 
     @classmethod
     def new(cls, folder: Path, name: str, recipe: Recipe, seed: int, place: Place) -> "Run":
-        """A run that begins, in a new folder."""
+        """A run that begins, in `folder`, or beside it with a number if that is taken."""
         run = cls(folder, name, recipe, seed, place)
         config = {
             "name": name,
@@ -86,12 +92,13 @@ class Run:
             "seed": seed,
             "place": vars(place),
             "command": sys.argv[1:],
-            "versions": versions(),
+            "versions": run.trained_with,
         }
         try:
-            folder.mkdir(parents=True)
-            write_file(folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
-            write_file(folder / "metrics.jsonl", b"")
+            run.folder = make_folder(folder)
+            run.take_lock()
+            write_file(run.folder / "config.json", json.dumps(config, indent=2).encode() + b"\n")
+            write_file(run.folder / METRICS, b"")
         except OSError as error:
             raise TrainingError(
                 f"{folder}: cannot be made: {error.strerror}; choose another place by --runs DIR"
@@ -103,26 +110,32 @@ class Run:
     def resume(cls, folder: Path, **moved: Any) -> "Run":
         """The run that `folder` is of, where its last checkpoint left it.
 
-        `moved` are the fields of its Place that are others now.
+        `moved` are the fields of its Place that are others now. Raises TrainingError and
+        CheckpointError.
         """
+        path = folder / LATEST
         if not folder.is_dir():
             raise TrainingError(f"{folder}: is not the folder of a run: it has no {LATEST}")
-        path = folder / LATEST
-        arrays, text = load(path)
+        text = load(path)[1]
         if text.get("format") != CHECKPOINT_FORMAT:
             raise TrainingError(f"{path}: is not the checkpoint of a run: found another format")
         try:
             recipe = Recipe(**json.loads(text["recipe"]))
             place = Place(**{**json.loads(text["place"]), **moved})
             run = cls(folder, text["name"], recipe, int(text["seed"]), place)
-            if run.images_crc != int(text["images_crc"]):
+            run.take_lock()
+            for leftover in folder.glob(".*.partial"):
+                leftover.unlink()
+            arrays, text = load(path)  # whoever had the lock may have written another
+            if run.learnt_crc != int(text["learnt_crc"]):
                 raise TrainingError(f"{folder}: was trained with other images than those found now")
             run.training.restore(arrays, text)
             run.seconds, run.saved_step = float(text["seconds"]), run.training.at.step
+            run.trained_with = json.loads(text["versions"])
         except (KeyError, TypeError, ValueError) as error:
             raise TrainingError(f"{path}: is not the checkpoint of a run: {error}") from None
         # an epoch may have been logged and then lost with what came after the checkpoint
-        kept = run.epochs()[: run.training.at.epoch]
+        kept = [line for line in run.epochs() if line["epoch"] <= run.training.at.epoch]
         lines = "".join(json.dumps(line) + "\n" for line in kept)
         try:
             write_file(folder / METRICS, lines.encode())
@@ -131,6 +144,14 @@ class Run:
                 f"{folder / METRICS}: cannot be written: {error.strerror}"
             ) from None
         return run
+
+    def take_lock(self) -> None:
+        """Keep other processes from training this run, until `train` has ended."""
+        self.lock = FileLock(self.folder / ".lock")
+        try:
+            self.lock.acquire(timeout=0)
+        except Timeout:
+            raise TrainingError(f"{self.folder}: another process is training this run") from None
 
     @property
     def finished(self) -> bool:
@@ -145,36 +166,33 @@ class Run:
         """
         before, began = self.seconds, time.perf_counter()
         saved_at = began
-        with self.lock(), catch_signals() as caught:
-            for progress in self.training.steps():
-                now = time.perf_counter()
-                self.seconds = before + now - began
-                watch(progress)
-                if progress.end_of_epoch:
-                    self.log(progress)
-                if caught or now - saved_at >= save_every:
+        try:
+            with catch_signals() as caught:
+                for progress in self.training.steps():
+                    now = time.perf_counter()
+                    self.seconds = before + now - began
+                    watch(progress)
+                    if progress.end_of_epoch:
+                        self.log(progress)
+                    if caught or now - saved_at >= save_every:
+                        self.save()
+                        saved_at = time.perf_counter()
+                    if caught:
+                        break
+                else:
                     self.save()
-                    saved_at = time.perf_counter()
+                    self.training.finish()
+                    self.save_model("model.safetensors", self.training.network.state_dict())
+                self.draw_curves()
                 if caught:
                     raise SignalError(caught[0])
-            self.save()
-            self.training.finish()
-            self.save_model("model.safetensors", self.training.network.state_dict())
-            self.draw_curves()
-            if caught:
-                raise SignalError(caught[0])
+        finally:
+            self.lock.release()
 
     def draw_curves(self) -> None:
         from tinygrad_nnfs.models.plots import draw_curves  # matplotlib takes a second to import
 
         draw_curves(self.folder / "curves.png", self.epochs(), self.name)
-
-    def lock(self) -> FileLock:
-        """A context in which no other process trains this run."""
-        try:
-            return FileLock(self.folder / ".lock").acquire(timeout=0)
-        except Timeout:
-            raise TrainingError(f"{self.folder}: another process is training this run") from None
 
     def log(self, progress: Progress) -> None:
         """Append an epoch to metrics.jsonl."""
@@ -185,13 +203,12 @@ class Run:
 
     def epochs(self) -> list[dict[str, Any]]:
         """What metrics.jsonl says."""
-        path = self.folder / METRICS
-        try:
-            lines = path.read_text().splitlines(keepends=True)
-            # a full disk may have cut off the last
-            return [json.loads(line) for line in lines if line.endswith("\n")]
-        except (OSError, ValueError) as error:
-            raise TrainingError(f"{path}: cannot be read: {error}") from None
+        lines = []
+        with contextlib.suppress(FileNotFoundError):
+            for line in (self.folder / METRICS).read_bytes().splitlines():
+                with contextlib.suppress(ValueError):  # a full disk or a power cut spoilt it
+                    lines.append(json.loads(line))
+        return [line for line in lines if isinstance(line, dict) and "epoch" in line]
 
     def save(self) -> None:
         """Write the checkpoint, and the best epoch's weights."""
@@ -207,16 +224,20 @@ class Run:
             "format": CHECKPOINT_FORMAT,
             "name": self.name,
             "place": json.dumps(vars(self.place)),
-            "images_crc": str(self.images_crc),
+            "learnt_crc": str(self.learnt_crc),
             "seconds": str(self.seconds),
+            "versions": json.dumps(self.trained_with),
         }
-        if self.training.best:
+        if at.best_epoch != self.saved_best:
             self.save_model("best.safetensors", self.training.best, epoch=str(at.best_epoch))
+            self.saved_best = at.best_epoch
         save(self.folder / LATEST, arrays, {**text, **run})
         self.saved_step = at.step
 
     def save_model(self, file: str, weights: dict[str, np.ndarray], **text: str) -> None:
-        about = {"data": self.recipe.data, "recipe": self.name, "seed": str(self.training.seed)}
+        recipe = self.recipe
+        about = {"data": recipe.data, "split": recipe.split, "seed": str(self.training.seed)}
+        about["recipe"] = self.name
         save(self.folder / file, weights, {"format": MODEL_FORMAT, **about, **text})
 
 
@@ -231,6 +252,15 @@ def prepare(
         return dataset, None
     dataset, images, labels = data.hold_out(dataset, recipe.validation, seed)
     return dataset, (images, labels)
+
+
+def make_folder(folder: Path) -> Path:
+    """A new folder: `folder`, or if another run has taken that, `folder`-2 and so on."""
+    for candidate in (folder, *(folder.with_name(f"{folder.name}-{n}") for n in range(2, 1000))):
+        with contextlib.suppress(FileExistsError):
+            candidate.mkdir(parents=True)
+            return candidate
+    raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), str(folder))
 
 
 def versions() -> dict[str, str]:
@@ -255,7 +285,8 @@ def catch_signals() -> Iterator[list[int]]:
     if threading.current_thread() is not threading.main_thread():
         yield caught  # Python gives signals to the main thread alone
         return
-    before = {number: signal.signal(number, catch) for number in SIGNALS}
+    heeded = [number for number in SIGNALS if signal.getsignal(number) != signal.SIG_IGN]  # nohup
+    before = {number: signal.signal(number, catch) for number in heeded}
     try:
         yield caught
     finally:

@@ -10,13 +10,15 @@ from dataclasses import dataclass
 import numpy as np
 from tinygrad_nnfs.models import augmentation
 from tinygrad_nnfs.models.evaluation import evaluate, probabilities
-from tinygrad_nnfs.models.networks import NETWORKS, load_model, shipped
+from tinygrad_nnfs.models.networks import NETWORKS, build, load_model, shipped
 from tinygrad_nnfs.models.recipes import Recipe
 
-from tinygrad_nnfs import Tensor, get_rng_state, manual_seed, nn, optim, set_rng_state
-from tinygrad_nnfs.data import scale
+from tinygrad_nnfs import Tensor, manual_seed, nn, optim
+from tinygrad_nnfs.backend import restart_keys
+from tinygrad_nnfs.data import CLASS_NAMES, scale
 from tinygrad_nnfs.ops import soft_cross_entropy, softmax_cross_entropy
 
+ORDER, AUGMENTATION = 1, 2  # what random numbers are for: each purpose has streams of its own
 AVERAGE_EVERY = 8  # steps between updates of the weights' average: one costs as much as SGD's step
 
 
@@ -56,14 +58,25 @@ class Counters:
     best_score: float = -math.inf
     stopped: str = ""  # why training ended before its last epoch
 
+    def check(self, epochs: int, images: int) -> None:
+        """Raise ValueError for what cannot be in a training of so many epochs and images."""
+        for name, kind in (("loss_sum", float), ("best_score", float), ("stopped", str)):
+            if not isinstance(getattr(self, name), kind):
+                raise ValueError(f"{name} is {getattr(self, name)!r}")
+        limits = {"epoch": epochs, "step": math.inf, "samples": images - 1}
+        for name, limit in {**limits, "correct": images, "best_epoch": self.epoch}.items():
+            value = getattr(self, name)
+            if type(value) is not int or not 0 <= value <= limit:
+                raise ValueError(f"{name} is {value!r}, expected an integer in 0..{limit}")
+
 
 class Training:
     """A network that is trained by a recipe, and everything that going on later depends on.
 
     `images` uint8 (n, 28, 28) and `labels` (n) are learnt; `validation`, a pair of such arrays,
     measures each epoch. All that is random follows from `seed` and the place in the training: the
-    order of an epoch from (seed, epoch), the augmentation of a batch from (seed, step), initial
-    weights and dropout from `manual_seed(seed)`, which this calls.
+    initial weights from `manual_seed(seed)`, which this calls, the order of an epoch from (seed,
+    epoch), the augmentation and the dropout masks of a batch from (seed, step).
     """
 
     def __init__(
@@ -91,8 +104,10 @@ class Training:
             lr=recipe.lr,
             momentum=recipe.momentum,
         )
-        self.average = optim.WeightAverage(self.network.parameters(), recipe.average)
-        self.targets = taught(recipe.teacher, images, device) if recipe.teacher else None
+        self.average = None
+        if recipe.average:
+            self.average = optim.WeightAverage(self.network.parameters(), recipe.average)
+        self.targets = taught(recipe, images, device) if recipe.teacher else None
         self.best: dict[str, np.ndarray] = {}  # the weights of the best epoch
         self.at = Counters()
 
@@ -105,12 +120,12 @@ class Training:
         at, count, size = self.at, len(self.images), self.recipe.batch_size
         steps_of_epoch = -(-count // size)
         while at.epoch < self.recipe.epochs and not at.stopped:
-            order = np.random.default_rng((self.seed, at.epoch)).permutation(count)
+            order = self.random(ORDER, at.epoch).permutation(count)
             self.network.train()
             for start in range(at.samples, count, size):
                 self.optimizer.lr = self.recipe.learning_rate(at.step / steps_of_epoch)
                 self.learn(order[start : start + size])
-                yield self.progress()
+                yield self.account()
                 if at.stopped:
                     return
 
@@ -118,6 +133,7 @@ class Training:
         """One step on the images with the indices `chosen`."""
         recipe, at = self.recipe, self.at
         images, labels = self.augmented(self.images[chosen]), self.labels[chosen]
+        restart_keys(self.seed, at.step)
 
         logits = self.network(Tensor(scale(images)).to(self.device))
         if self.targets is None:
@@ -142,13 +158,13 @@ class Training:
         at.samples += len(chosen)
         at.loss_sum += value * len(chosen)
         at.correct += int((logits.numpy().argmax(axis=1) == labels).sum())
-        if recipe.average and at.step % AVERAGE_EVERY == 0:
+        if self.average and at.step % AVERAGE_EVERY == 0:
             self.average.update()
 
     def augmented(self, images: np.ndarray) -> np.ndarray:
         recipe = self.recipe
         if recipe.shift or recipe.mirror or recipe.erase:
-            random = np.random.default_rng((self.seed, 0, self.at.step))
+            random = self.random(AUGMENTATION, self.at.step)
             if recipe.shift:
                 images = augmentation.shift(images, recipe.shift, random)
             if recipe.mirror:
@@ -157,8 +173,11 @@ class Training:
                 images = augmentation.erase(images, recipe.erase, random)
         return images
 
-    def progress(self) -> Progress:
-        """What the last step has led to; at the end of an epoch, the epoch is measured."""
+    def random(self, purpose: int, place: int) -> np.random.Generator:
+        return np.random.default_rng((self.seed, purpose, place))
+
+    def account(self) -> Progress:
+        """What the last step has led to. An epoch that it ends is measured and closed."""
         at, recipe = self.at, self.recipe
         loss, accuracy = at.loss_sum / at.samples, at.correct / at.samples
         end_of_epoch = at.samples == len(self.images)
@@ -188,7 +207,8 @@ class Training:
 
     def averaged(self) -> contextlib.AbstractContextManager[None]:
         """A context in which the network has the weights that it is to be used with."""
-        return self.average.applied() if self.recipe.average else contextlib.nullcontext()
+        begun = self.average and self.average.t
+        return self.average.applied() if begun else contextlib.nullcontext()
 
     def weights(self) -> dict[str, np.ndarray]:
         """The network's state_dict as it is to be used: averaged, if the recipe says so."""
@@ -205,45 +225,50 @@ class Training:
         parts = {
             "network": self.network.state_dict(),
             "optimizer": self.optimizer.state_dict(),
-            "average": self.average.state_dict(),
+            "average": self.average.state_dict() if self.average else {},
             "best": self.best,
         }
-        arrays = {
-            f"{part}.{name}": array
-            for part, state in parts.items()
-            for name, array in state.items()
-        }
+        arrays = {f"{part}.{name}": state[name] for part, state in parts.items() for name in state}
         return arrays, {
             "seed": str(self.seed),
             "recipe": json.dumps(vars(self.recipe)),
             "counters": json.dumps(vars(self.at)),
-            "random": json.dumps(get_rng_state()),
         }
 
     def restore(self, arrays: Mapping[str, np.ndarray], text: Mapping[str, str]) -> None:
         """Go on from `state`: what follows is then the same to the last bit, on the same machine.
 
-        Raises ValueError if the state is of another training.
+        Raises ValueError, KeyError or TypeError if the state is of another training or not whole.
         """
-        if text["recipe"] != json.dumps(vars(self.recipe)) or text["seed"] != str(self.seed):
+        if Recipe(**json.loads(text["recipe"])) != self.recipe or text["seed"] != str(self.seed):
             raise ValueError("the state is of a training by another recipe or seed")
         parts: dict[str, dict[str, np.ndarray]] = defaultdict(dict)
         for full_name, array in arrays.items():
             part, _, name = full_name.partition(".")
             parts[part][name] = array
+        at = Counters(**json.loads(text["counters"]))
+        at.check(epochs=self.recipe.epochs, images=len(self.images))
         self.network.load_state_dict(parts["network"])
         self.optimizer.load_state_dict(parts["optimizer"])
-        self.average.load_state_dict(parts["average"])
-        self.best = parts["best"]
-        self.at = Counters(**json.loads(text["counters"]))
-        set_rng_state(json.loads(text["random"]))
+        velocities = len(list(self.network.parameters())) if at.step and self.recipe.momentum else 0
+        if len(parts["optimizer"]) != velocities:
+            raise ValueError(f"expected {velocities} velocities, found {len(parts['optimizer'])}")
+        if self.average:
+            self.average.load_state_dict(parts["average"])
+        if at.best_epoch:
+            build(self.recipe.network).load_state_dict(parts["best"])  # does it fit?
+        self.best, self.at = parts["best"], at
 
 
-def taught(teacher: str, images: np.ndarray, device: str) -> np.ndarray:
-    """What the shipped model `teacher` makes of images: float32 (n, 10), the targets to learn.
+def taught(recipe: Recipe, images: np.ndarray, device: str) -> np.ndarray:
+    """What the recipe's teacher makes of images: float32 (n, 10), the targets to learn.
 
     A teacher's probabilities say more than labels do: what else an image might have been (Hinton
-    et al., "Distilling the knowledge in a neural network", 2015).
+    et al., "Distilling the knowledge in a neural network", 2015). Raises TrainingError.
     """
-    network, _ = load_model(shipped(teacher))
-    return probabilities(network.to(device), images, range(10), device)
+    network, text = load_model(shipped(recipe.teacher))
+    if text.get("data") != recipe.data:
+        raise TrainingError(
+            f"the teacher {recipe.teacher} knows {text.get('data')}, not {recipe.data}"
+        )
+    return probabilities(network.to(device), images, CLASS_NAMES[recipe.data], device)

@@ -348,11 +348,14 @@ def test_where_nothing_can_be_written(tmp_path):
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_the_next_save_removes_what_a_killed_one_left(tmp_path):
+def test_a_later_save_removes_what_a_killed_one_left(tmp_path):
     path = tmp_path / "model.safetensors"
     others = {".model.safetensors.partial", ".other.safetensors.01234567.partial", "x.partial"}
     for name in {*others, ".model.safetensors.01234567.partial"}:
         (tmp_path / name).write_text("half")
+        os.utime(tmp_path / name, (0, 0))
+    others.add(".model.safetensors.89abcdef.partial")  # of another process, at work
+    (tmp_path / ".model.safetensors.89abcdef.partial").write_text("half")
     save(path, OLD)
     assert set(os.listdir(tmp_path)) == {path.name, *others}
 

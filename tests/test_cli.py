@@ -93,23 +93,28 @@ def test_live_progress_on_a_terminal():
         (["train", "rnn"], 2, "'rnn' is not a network (mlp, cnn) or a recipe"),
         (["train", "--epochs", "0"], 2, "argument --epochs: '0' is not an integer >= 1"),
         (["train", "--batch-size", "1.5"], 2, "'1.5' is not an integer >= 1"),
-        (["train", "--lr", "fast"], 2, "argument --lr: 'fast' is not a finite number >= 0"),
-        (["train", "--lr", "nan"], 2, "'nan' is not a finite number >= 0"),
-        (["train", "--lr", "inf"], 2, "'inf' is not a finite number >= 0"),
-        (["train", "--momentum", "1"], 2, "'1' is not a number in [0, 1)"),
+        (["train", "--lr", "fast"], 2, "argument --lr: 'fast' is not a finite number"),
+        (["train", "--lr", "nan"], 2, "'nan' is not a finite number"),
+        (["train", "--lr", "inf"], 2, "'inf' is not a finite number"),
+        (["train", "--momentum", "1"], 2, "'1' is not a number >= 0 and < 1"),
         (["train", "--seed", "-1"], 2, "'-1' is not an integer >= 0"),
         (["train", "--device", "tpu"], 2, "invalid choice: 'tpu'"),
         (["train", "--data", "mnist", "--data-dir", "/nowhere"], 1, "no train-images-idx3-ubyte"),
         (["train", "--lr", "1e8", "--epochs", "1"], 1, "in epoch 1, step"),
         ([], 2, "required: COMMAND"),
         (["train", "--batch_size", "3"], 2, "'3' is not a network (mlp, cnn) or a recipe; is an"),
-        (["train", "--patience", "3"], 1, "give --validation N, too"),
+        (["train", "--lr", "-1"], 2, "'-1' is not a number >= 0"),
+        (["train", "--patience", "3"], 2, "patience needs validation images"),
+        (["train", "--decay", "3"], 2, "decay is of the schedule inverse-time, not of constant"),
+        (["train", "--warmup", "0"], 2, "'0' is not a number > 0 and < 1"),
+        (["train", "--shift", "28"], 2, "'28' is not an integer >= 0 and <= 27"),
+        (["train", "--teacher", "me"], 2, "invalid choice: 'me'"),
         (["train", "--validation", "5"], 1, "5 of 1,437 images cannot be split off"),
         (["train", "--resume", "nowhere"], 1, "nowhere: is not the folder of a run"),
         (["train", "cnn", "--resume", "x", "--lr", "1"], 1, "leave out cnn, --lr"),
         (["train", "--runs", "/dev/null"], 1, "/dev/null/mlp-digits"),
         (["train", "--schedule", "zigzag"], 2, "invalid choice: 'zigzag'"),
-        (["train", "--erase", "2"], 2, "'2' is not a number in [0, 1]"),
+        (["train", "--erase", "2"], 2, "'2' is not a number >= 0 and <= 1"),
         (["reproduce", "mnist-minibtach"], 2, "invalid choice: 'mnist-minibtach'"),
         (["reproduce", "mnist-minibatch"], 1, "docs: is no folder"),
         (["train", "--device", "cuda"], 1, "device 'cuda' "),
@@ -242,10 +247,38 @@ def test_reproduce_records_a_result_once_and_renders_it(capsys, monkeypatch):
     assert row.startswith(f"| mnist-minibatch | 2 | **{mean:.2f}** |")
     assert "99.84 / 97.67 | 97.68 |" in row
     assert Path("docs/images/confusion-mnist-minibatch.png").exists()
-    Path("docs/results.json").write_text("[")
-    status, _, err = nnfs(capsys, "reproduce")
-    assert status == 1
-    assert err.startswith("nnfs: docs/results.json: cannot be read")
+    # what was reached by an earlier version of a recipe does not count
+    monkeypatch.setitem(RECIPES, "mnist-minibatch", replace(RECIPES["mnist-minibatch"], lr=0.5))
+    assert nnfs(capsys, "reproduce")[0] == 0
+    assert "| mnist-minibatch |" not in Path("docs/results.md").read_text()
+    for content, message in (
+        ("[", "cannot be read"),
+        ("{}", "a list"),
+        ("[{}]", "a list"),
+        ("[1]", ""),
+    ):
+        Path("docs/results.json").write_text(content)
+        for arguments in ((), ("mnist-minibatch", "--seed", "9")):
+            status, _, err = nnfs(capsys, "reproduce", *arguments)
+            assert status == 1
+            assert err.startswith("nnfs: docs/results.json: ")
+            assert message in err
+            assert len(err.splitlines()) == 1
+    assert not list(Path("runs").glob("*seed9"))
+
+
+def test_reproduce_begins_anew_what_was_killed_before_its_first_checkpoint(capsys, monkeypatch):
+    monkeypatch.setitem(RECIPES, "mnist-minibatch", replace(RECIPES["mnist-minibatch"], epochs=1))
+    monkeypatch.setattr(data, "load", lambda *_, **__: DIGITS)
+    Path("docs").mkdir()
+    Path("runs/mnist-minibatch-standard-seed0").mkdir(parents=True)
+    assert nnfs(capsys, "reproduce", "mnist-minibatch")[0] == 0
+
+
+def test_a_run_of_a_split_of_its_own_is_evaluated_by_that(capsys):
+    result = json.loads(nnfs(capsys, "train", "--split", "resplit", "--epochs", "9", "--json")[1])
+    report = json.loads(nnfs(capsys, "evaluate", result["run"], "--json")[1])
+    assert report["accuracy"] == result["test"]["accuracy"]
 
 
 def test_version(capsys):

@@ -210,7 +210,7 @@ def test_evaluate_of_a_file_writes_only_where_it_is_told(capsys, digits_run, tmp
     assert "written" not in out
     assert os.listdir(tmp_path) == ["model.safetensors"]
     status, out, _ = nnfs(
-        capsys, "evaluate", model, "--split", "train", "--json", "--out", tmp_path / "a" / "b"
+        capsys, "evaluate", model, "--part", "train", "--json", "--out", tmp_path / "a" / "b"
     )
     assert status == 0
     printed = json.loads(out)
@@ -220,7 +220,7 @@ def test_evaluate_of_a_file_writes_only_where_it_is_told(capsys, digits_run, tmp
     written = [
         str(tmp_path / "a" / "b" / f"{name}-train.png") for name in ("confusion", "mistakes")
     ]
-    asked = {"model": str(model), "data": "digits", "split": "train", "pictures": written}
+    asked = {"model": str(model), "data": "digits", "part": "train", "pictures": written}
     assert printed == {**asked, **expected.to_json()}
     assert all(os.path.exists(path) for path in written)
 

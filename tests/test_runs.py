@@ -33,6 +33,11 @@ def weights(folder):
     return (folder / "model.safetensors").read_bytes()
 
 
+def begun(tmp_path):
+    """The folder of a run that nobody trains."""
+    return new(tmp_path / "a").folder
+
+
 def finished(folder, recipe=RECIPE):
     run = new(folder, recipe)
     run.train(lambda progress: None)
@@ -89,7 +94,8 @@ def test_a_resumed_run_is_the_uninterrupted_one(tmp_path):
         assert run.training.at.step == run.saved_step == step
     run.train(lambda progress: None)
     assert weights(run.folder) == weights(expected.folder)
-    assert load(run.folder / "best.safetensors")[1] == load(expected.folder / "best.safetensors")[1]
+    best = [(r.folder / "best.safetensors").read_bytes() for r in (run, expected)]
+    assert best[0] == best[1]
     epochs = [{**line, "seconds": 0} for line in run.epochs()]
     assert epochs == [{**line, "seconds": 0} for line in expected.epochs()]
     assert run.finished
@@ -194,10 +200,24 @@ def test_a_full_disk_leaves_the_previous_checkpoint(tmp_path, monkeypatch, file)
 
 
 def test_two_processes_cannot_train_one_run(tmp_path):
-    run = new(tmp_path / "a")
-    other = Run.resume(run.folder)
-    with run.lock(), pytest.raises(TrainingError, match="another process is training this run"):
-        other.train(lambda progress: None)
+    run = new(tmp_path / "a", replace(RECIPE, epochs=2))
+    metrics = []
+
+    def watch(progress):
+        if progress.epoch == 2 and not metrics:
+            with pytest.raises(TrainingError, match="another process is training this run"):
+                Run.resume(run.folder)
+            metrics.append(run.epochs())  # as they were
+
+    run.train(watch)
+    assert [line["epoch"] for line in metrics[0]] == [1]
+    assert [line["epoch"] for line in run.epochs()] == [1, 2]
+    Run.resume(run.folder)
+
+
+def test_two_runs_that_begin_in_the_same_second_have_a_folder_each(tmp_path):
+    folders = [new(tmp_path / "a").folder for _ in range(3)]
+    assert [folder.name for folder in folders] == ["a", "a-2", "a-3"]
 
 
 @pytest.mark.parametrize(
@@ -209,32 +229,47 @@ def test_two_processes_cannot_train_one_run(tmp_path):
         ({"seed": "1"}, "was trained with other images"),  # those held out follow from the seed
         ({"counters": '{"epoch": 1}, {}'}, "is not the checkpoint of a run"),
         ({"counters": '{"age": 1}'}, "is not the checkpoint of a run"),
-        ({"random": "{}"}, "is not the checkpoint of a run"),
         ({"place": '{"planet": "Mars"}'}, "is not the checkpoint of a run"),
-        ({"images_crc": "5"}, "was trained with other images than those found now"),
+        ({"counters": '{"epoch": "one"}'}, "epoch is 'one'"),
+        ({"counters": '{"samples": -5}'}, "samples is -5, expected an integer in 0.."),
+        ({"counters": '{"best_score": null}'}, "best_score is None"),
+        ({"recipe": '{"batch_size": 0}'}, "batch_size must be an integer >= 1, found 0"),
+        ({"recipe": '{"lr": "fast"}'}, "lr must be a number >= 0, found 'fast'"),
+        ({"versions": "{"}, "is not the checkpoint of a run"),
+        ({"learnt_crc": "5"}, "was trained with other images than those found now"),
         ({"format": "tinygrad_nnfs model 1"}, "is not the checkpoint of a run"),
     ],
 )
 def test_checkpoints_that_are_no_checkpoints(tmp_path, change, message):
-    run = new(tmp_path / "a")
-    path = run.folder / "latest.safetensors"
+    folder = begun(tmp_path)
+    path = folder / "latest.safetensors"
     arrays, text = load(path)
     save(path, arrays, {**text, **change})
     with pytest.raises(TrainingError, match=message) as error:
-        Run.resume(run.folder)
+        Run.resume(folder)
     assert "\n" not in str(error.value)
-    assert str(run.folder) in str(error.value)
+    assert str(folder) in str(error.value)
 
 
-@pytest.mark.parametrize("name", ["network.1.weight", "average.0", "average.t"])
+@pytest.mark.parametrize(
+    "name", ["network.1.weight", "average.0", "average.t", "optimizer.0.velocity", "best.1.bias"]
+)
 def test_checkpoints_that_lack_an_array(tmp_path, name):
-    run = new(tmp_path / "a")
-    run.train(lambda progress: None)
-    arrays, text = load(run.folder / "latest.safetensors")
+    folder = finished(tmp_path / "a").folder
+    arrays, text = load(folder / "latest.safetensors")
     del arrays[name]
-    save(run.folder / "latest.safetensors", arrays, text)
+    save(folder / "latest.safetensors", arrays, text)
     with pytest.raises(TrainingError, match="is not the checkpoint of a run"):
-        Run.resume(run.folder)
+        Run.resume(folder)
+
+
+def test_checkpoints_of_an_earlier_version_lack_settings_that_came_later(tmp_path):
+    folder = begun(tmp_path)
+    arrays, text = load(folder / "latest.safetensors")
+    recipe = json.loads(text["recipe"])
+    del recipe["teacher"], recipe["clip"]
+    save(folder / "latest.safetensors", arrays, {**text, "recipe": json.dumps(recipe)})
+    assert Run.resume(folder).recipe == RECIPE
 
 
 def test_folders_that_are_no_runs(tmp_path):
@@ -242,18 +277,28 @@ def test_folders_that_are_no_runs(tmp_path):
         Run.resume(tmp_path / "none")
     with pytest.raises(CheckpointError, match=r"latest\.safetensors"):
         Run.resume(tmp_path)
-    (tmp_path / "taken").mkdir()
-    with pytest.raises(TrainingError, match="cannot be made: File exists"):
-        new(tmp_path / "taken")
+    (tmp_path / "taken").write_text("")
+    with pytest.raises(TrainingError, match="cannot be made: Not a directory"):
+        new(tmp_path / "taken" / "a")
 
 
 def test_metrics_of_a_lost_epoch_are_written_once(tmp_path):
-    run = new(tmp_path / "a")
-    with (run.folder / "metrics.jsonl").open("a") as file:
-        file.write('{"epoch": 1}\n')  # killed after the line, before the checkpoint
-    assert Run.resume(run.folder).epochs() == []
-    (run.folder / "metrics.jsonl").write_text('{"epoch": 1, "lo')  # the disk was full
-    assert Run.resume(run.folder).epochs() == []
-    (run.folder / "metrics.jsonl").write_text('{"epoch": 1, "lo\n')
-    with pytest.raises(TrainingError, match=r"metrics\.jsonl: cannot be read"):
-        Run.resume(run.folder)
+    folder = begun(tmp_path)
+    path = folder / "metrics.jsonl"
+    for lost in ('{"epoch": 1}\n', '{"epoch": 1, "lo', "\0" * 300, "[1]\n"):
+        path.write_text(lost)  # killed after the line, before the checkpoint; a full disk; ...
+        assert Run.resume(folder).epochs() == []
+    path.unlink()
+    assert Run.resume(folder).epochs() == []
+
+
+def test_signals_that_are_ignored_stay_so(tmp_path):
+    """As nohup and shells' background jobs have it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        new(tmp_path / "a").train(
+            lambda progress: os.kill(os.getpid(), signal.SIGHUP) if progress.step == 3 else None
+        )
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    assert (tmp_path / "a" / "model.safetensors").exists()

@@ -13,7 +13,9 @@ from tinygrad_nnfs.models.recipes import RECIPES, Recipe
 from tinygrad_nnfs.models.training import Training, TrainingError
 
 from tinygrad_nnfs import checkpoint, nn
+from tinygrad_nnfs.backend import restart_keys
 from tinygrad_nnfs.data import load, scale
+from tinygrad_nnfs.ops import softmax_cross_entropy
 
 DIGITS = load("digits")
 SMALL = Recipe(batch_size=16, epochs=2)
@@ -81,11 +83,13 @@ def test_mlp_reaches_96_percent_of_the_digits():
 
 EVERYTHING = replace(
     SMALL,
-    epochs=3,
+    lr=0.2,
+    epochs=8,
     schedule="one-cycle",
     weight_decay=0.01,
     label_smoothing=0.1,
     shift=2,
+    mirror=True,
     erase=0.5,
     average=0.9,
     clip=1.0,
@@ -94,24 +98,43 @@ EVERYTHING = replace(
 )
 
 
-@given(st.integers(0, 9))
-def test_training_goes_on_from_any_step_to_the_same_bits(stop):
-    whole = training(EVERYTHING, validation=held_out())
-    rest = [vars(step) for step in whole.steps()]
-    begun = training(EVERYTHING, validation=held_out())
+@pytest.mark.parametrize("recipe", [EVERYTHING, replace(EVERYTHING, patience=0, max_steps=17)])
+@given(data=st.data())
+def test_training_goes_on_from_any_step_to_the_same_bits(recipe, data):
+    whole = training(recipe, validation=held_out())
+    steps_of_whole = [vars(step) for step in whole.steps()]
+    assert 8 < len(steps_of_whole) < 24  # it stops early, and has begun to average
+    stop = data.draw(st.integers(0, len(steps_of_whole)))
+    begun = training(recipe, validation=held_out())
     steps = begun.steps()
     for _ in range(stop):
         next(steps)
     arrays, text = begun.state()
-    gone_on = training(EVERYTHING, seed=0, validation=held_out())
+    gone_on = training(recipe, validation=held_out())
     gone_on.network.load_state_dict(  # whatever was there before
         {name: array + 1 for name, array in gone_on.network.state_dict().items()}
     )
     gone_on.restore(arrays, text)
-    assert [vars(step) for step in gone_on.steps()] == rest[stop:]
+    assert [vars(step) for step in gone_on.steps()] == steps_of_whole[stop:]
     for run in (whole, gone_on):
         run.finish()
     assert same(whole.state()[0], gone_on.state()[0])
+    assert whole.state()[1] == gone_on.state()[1]
+
+
+def test_trainings_in_turns_do_not_disturb_each_other():
+    alone = training()
+    list(alone.steps())
+    together = [training(), training(seed=5)]
+    for _ in zip(*(run.steps() for run in together)):
+        pass
+    assert same(alone.network.state_dict(), together[0].network.state_dict())
+
+
+def test_random_streams_are_distinct():
+    run = training()
+    numbers = [np.random.default_rng(0), *(run.random(p, i) for p in (1, 2) for i in (0, 1))]
+    assert len({generator.integers(2**63) for generator in numbers}) == 5
 
 
 def test_a_state_of_another_training_is_refused():
@@ -203,15 +226,25 @@ def test_weight_decay_shrinks_weights_and_leaves_biases():
 
 def test_label_smoothing_is_in_the_loss():
     first = next(training(replace(SMALL, label_smoothing=0.5)).steps())
-    assert first.loss != next(training().steps()).loss
+    run = training()
+    chosen = run.random(1, 0).permutation(40)[:16]
+    run.network.train()
+    restart_keys(0, 0)
+    logits = run.network(scale(run.images[chosen]))
+    loss = softmax_cross_entropy(logits, run.labels[chosen], label_smoothing=0.5)
+    assert first.loss == loss.item()
 
 
 def test_a_teachers_probabilities_are_the_targets(tmp_path, monkeypatch):
     monkeypatch.setattr(networks, "WEIGHTS", tmp_path)
     teacher = MLP().eval()
-    checkpoint.save(tmp_path / "teacher.safetensors", teacher.state_dict())
+    text = {"format": checkpoint.MODEL_FORMAT, "data": "digits"}
+    checkpoint.save(tmp_path / "teacher.safetensors", teacher.state_dict(), text)
     logits = teacher(scale(DIGITS.train_images[:40])).numpy().astype(np.float64)
     targets = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    monkeypatch.setattr(
+        Recipe.__dataclass_fields__["teacher"], "metadata", {"choices": ("", "teacher", "none")}
+    )
     recipe = replace(SMALL, teacher="teacher", dropout=False, batch_size=40)
     run = training(recipe)
     pupil = run.network(scale(run.images)).numpy().astype(np.float64)
@@ -220,6 +253,8 @@ def test_a_teachers_probabilities_are_the_targets(tmp_path, monkeypatch):
     assert next(run.steps()).loss == pytest.approx(expected, rel=1e-5)
     with pytest.raises(checkpoint.CheckpointError, match="no model 'none' comes with"):
         training(replace(SMALL, teacher="none"))
+    with pytest.raises(TrainingError, match="the teacher teacher knows digits, not mnist"):
+        training(replace(SMALL, teacher="teacher", data="mnist"))
 
 
 def test_average_is_what_is_used():
@@ -233,6 +268,36 @@ def test_average_is_what_is_used():
     averages = run.average.state_dict()
     assert averages.pop("t") == 24 // 8
     assert same(expected, averages)
+
+
+def test_averages_count_from_their_first_update_on():
+    few = training(replace(SMALL, average=0.9, max_steps=5))
+    list(few.steps())
+    last = few.network.state_dict()
+    few.finish()
+    assert same(last, few.network.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"network": "rnn"}, "network must be one of mlp, cnn, found 'rnn'"),
+        ({"epochs": 0}, "epochs must be an integer >= 1, found 0"),
+        ({"epochs": 1.5}, "epochs must be an integer >= 1, found 1.5"),
+        ({"epochs": True}, "epochs must be an integer >= 1, found True"),
+        ({"dropout": 1}, "dropout must be true or false, found 1"),
+        ({"lr": "0.1"}, "lr must be a number >= 0, found '0.1'"),
+        ({"lr": float("nan")}, "lr must be a number >= 0, found nan"),
+        ({"momentum": 1}, "momentum must be a number >= 0 and < 1, found 1"),
+        ({"warmup": 0.0}, "warmup must be a number > 0 and < 1, found 0.0"),
+        ({"patience": 1}, "patience needs validation"),
+        ({"teacher": "cnn-fashion-mnist", "label_smoothing": 0.1}, "targets are smooth"),
+        ({"teacher": "cnn-fashion-mnist", "split": "resplit"}, "standard split"),
+    ],
+)
+def test_settings_out_of_range(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Recipe(**settings)
 
 
 def test_dropout_can_be_switched_off():

@@ -103,6 +103,11 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
     _random = restored
 
 
+def restart_keys(seed: int, step: int) -> None:
+    """Let the next keys of `random_key` follow from (seed, step) alone, up to 2**32 of them."""
+    _random.seed, _random.calls = seed, itertools.count(step << 32)
+
+
 def random_key() -> tuple[int, int]:
     """A key that no earlier call returned since `manual_seed`: (seed, call number)."""
     return _random.seed, next(_random.calls)

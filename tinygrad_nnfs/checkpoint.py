@@ -11,6 +11,7 @@ import json
 import os
 import secrets
 import stat
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -31,6 +32,7 @@ DTYPES = (
 )
 LARGEST = 2**32  # bytes of a file: more is no network of this library
 LARGEST_HEADER = 2**24  # bytes
+ABANDONED = 3600  # seconds after which nobody can still be writing a file
 
 
 class CheckpointError(Exception):
@@ -60,8 +62,8 @@ def write_file(path: AnyPath, content: bytes) -> None:
     """Replace the file `path` by `content`, in one step: its folder holds the old or the new one.
 
     That is so after an error (OSError), and if the process is killed or the power fails at any
-    moment. What a killed process leaves behind, a hidden `.NAME.XXXXXXXX.partial`, goes with the
-    next write.
+    moment. What a killed process leaves behind, a hidden `.NAME.XXXXXXXX.partial`, goes with a
+    write an hour later: a younger one may be another process's, at work.
     """
     path = Path(path)
     if path.is_dir():
@@ -69,7 +71,9 @@ def write_file(path: AnyPath, content: bytes) -> None:
     leftover = f".{path.name}."
     for other in path.parent.glob(".*.partial"):
         if other.name.startswith(leftover) and len(other.name) == len(leftover) + 16:
-            other.unlink(missing_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                if time.time() - other.stat().st_mtime > ABANDONED:
+                    other.unlink()
     # a name of its own: two processes that write one file must not write into each other's
     partial = path.with_name(f"{leftover}{secrets.token_hex(4)}.partial")
     try:

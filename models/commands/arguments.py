@@ -2,7 +2,11 @@
 
 import argparse
 import math
+import re
 from collections.abc import Callable
+from typing import cast
+
+from tinygrad_nnfs.models.recipes import wrong
 
 Commands = argparse._SubParsersAction  # what `add` of each command is given
 
@@ -15,32 +19,30 @@ class CommandError(Exception):
         self.status = status
 
 
-def whole(smallest: int) -> Callable[[str], int]:
-    """An argparse type: an integer from `smallest` on."""
+def whole(**limits: int) -> Callable[[str], int]:
+    """An argparse type: an integer within `limits`, as of `recipes.setting`."""
 
     def parse(text: str) -> int:
-        if not text.lstrip("-").isdecimal() or int(text) < smallest:
-            raise argparse.ArgumentTypeError(f"{text!r} is not an integer >= {smallest}")
-        return int(text)
+        value = int(text) if re.fullmatch("-?[0-9]{1,30}", text) else None
+        expected = wrong(value, int, limits)
+        if expected:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
+        return cast(int, value)
 
     return parse
 
 
-def number(
-    low: float = 0, below: float = math.inf, high: float = math.inf
-) -> Callable[[str], float]:
-    """An argparse type: a finite number >= low, < below and <= high."""
-    expected = f"number in [{low}, {high}]" if high < math.inf else f"number in [{low}, {below})"
-    if below == high == math.inf:
-        expected = f"finite number >= {low}"
+def number(**limits: float) -> Callable[[str], float]:
+    """An argparse type: a number within `limits`, as of `recipes.setting`."""
 
     def parse(text: str) -> float:
         try:
             value = float(text)
         except ValueError:
             value = math.nan
-        if not (low <= value < below and value <= high):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a {expected}")
+        expected = wrong(value, float, limits) if math.isfinite(value) else "a finite number"
+        if expected:
+            raise argparse.ArgumentTypeError(f"{text!r} is not {expected}")
         return value
 
     return parse

@@ -22,7 +22,7 @@ def add(commands: Commands) -> None:
         description="Accuracy and mean loss of a trained network; precision and recall of each "
         "class; which classes it takes for which; and pictures of that and of its most confident "
         "mistakes.",
-        epilog="example: nnfs evaluate runs/mlp-digits --split train",
+        epilog="example: nnfs evaluate runs/mlp-digits --part train",
     )
     command.add_argument(
         "model",
@@ -41,7 +41,7 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--offline", action="store_true", help="never download a data set")
     command.add_argument(
-        "--split",
+        "--part",
         choices=("test", "train"),
         default="test",
         help="which of the images (default: %(default)s)",
@@ -69,6 +69,13 @@ def data_name(given: str | None, metadata: Mapping[str, str], path: Path) -> str
     return name
 
 
+def seed_of(metadata: Mapping[str, str], path: Path) -> int:
+    try:
+        return int(metadata["seed"])
+    except (KeyError, ValueError):
+        raise CommandError(f"{path}: does not say by which seed its images were split") from None
+
+
 def run(options: argparse.Namespace) -> None:
     from tinygrad_nnfs.models.plots import draw_confusion_matrix, draw_mistakes
 
@@ -79,15 +86,18 @@ def run(options: argparse.Namespace) -> None:
     if folder:
         _make_folder(folder)
     dataset = data.load(name, options.data_dir, offline=options.offline)
-    images = getattr(dataset, f"{options.split}_images")
-    labels = getattr(dataset, f"{options.split}_labels")
+    if (name, "resplit") == (metadata.get("data"), metadata.get("split")):
+        # or it would be tested on what it has learnt
+        dataset = data.resplit(dataset, seed_of(metadata, path))
+    images = getattr(dataset, f"{options.part}_images")
+    labels = getattr(dataset, f"{options.part}_labels")
     found = report(network, images, labels, dataset.class_names)
 
-    what = f"{len(images):,} {options.split} images of {name}"
+    what = f"{len(images):,} {options.part} images of {name}"
     pictures = []
     if folder:
-        pictures.append(folder / f"confusion-{options.split}.png")
-        pictures.append(folder / f"mistakes-{options.split}.png")
+        pictures.append(folder / f"confusion-{options.part}.png")
+        pictures.append(folder / f"mistakes-{options.part}.png")
         try:
             title = f"{what}: accuracy {found.accuracy:.2%}"
             draw_confusion_matrix(
@@ -99,7 +109,7 @@ def run(options: argparse.Namespace) -> None:
             raise CommandError(f"{folder}: cannot be written: {error.strerror or error}") from None
 
     if options.json:
-        asked = {"model": str(path), "data": name, "split": options.split}
+        asked = {"model": str(path), "data": name, "part": options.part}
         print(json.dumps({**asked, **found.to_json(), "pictures": [str(p) for p in pictures]}))
     else:
         _print(found, f"{path}: {what}", pictures)

@@ -1,6 +1,8 @@
 """`nnfs reproduce`."""
 
 import argparse
+import shlex
+import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -22,7 +24,7 @@ def add(commands: Commands) -> None:
         epilog="example: NNFS_DATA=~/data nnfs reproduce fashion-cnn --seed 1",
     )
     command.add_argument("recipe", nargs="?", choices=list(RECIPES), metavar="RECIPE")
-    command.add_argument("--seed", type=whole(0), default=0, metavar="N", help="(default: 0)")
+    command.add_argument("--seed", type=whole(low=0), default=0, metavar="N", help="(default: 0)")
     command.add_argument(
         "--split", choices=SPLITS, default="standard", help="which images are tested"
     )
@@ -41,7 +43,7 @@ def run(options: argparse.Namespace) -> None:
     from rich.console import Console
     from tinygrad_nnfs.models import results
     from tinygrad_nnfs.models.evaluation import report
-    from tinygrad_nnfs.models.runs import Place, Run, versions
+    from tinygrad_nnfs.models.runs import LATEST, Place, Run, versions
 
     console = Console()
     if not options.docs.is_dir():
@@ -55,13 +57,15 @@ def run(options: argparse.Namespace) -> None:
     command = f"nnfs reproduce {name} --seed {seed}" + f" --split {split}" * (split != "standard")
     place = given_place(options)
     folder = options.runs / f"{name}-{split}-seed{seed}"
-    if folder.exists():
+    results.read(options.docs)  # rather now than after hours of training
+    if (folder / LATEST).exists():
         training_run = Run.resume(folder, **place)
         if training_run.recipe != recipe:
             raise CommandError(f"{folder}: is by another version of the recipe: remove it")
     else:
+        shutil.rmtree(folder, ignore_errors=True)  # killed before its first checkpoint
         training_run = Run.new(folder, name, recipe, seed, Place(**place))
-    complete(training_run, console, again=command)
+    complete(training_run, console, again=shlex.join(["nnfs", *options.arguments]))
     measured = measure(training_run)
     dataset, device = training_run.dataset, training_run.place.device
     test = dataset.test_images, dataset.test_labels, dataset.class_names

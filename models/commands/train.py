@@ -1,8 +1,8 @@
 """`nnfs train`."""
 
 import argparse
-import itertools
 import json
+import shlex
 import signal
 import time
 from contextlib import nullcontext
@@ -45,7 +45,7 @@ def add(commands: Commands) -> None:
     command.add_argument("--resume", type=Path, metavar="RUN", help="go on with the run in RUN")
     command.add_argument(
         "--seed",
-        type=whole(0),
+        type=whole(low=0),
         metavar="N",
         help="of initial weights, order of images, augmentation and dropout (default: 0)",
     )
@@ -55,7 +55,7 @@ def add(commands: Commands) -> None:
     )
     command.add_argument(
         "--save-every",
-        type=number(0),
+        type=number(low=0),
         default=30.0,
         metavar="SECONDS",
         help="time between checkpoints (default: %(default)g)",
@@ -104,7 +104,7 @@ def add_setting(group: Any, name: str, default: Any, meaning: str, **limits: Any
     elif isinstance(default, str):
         how |= limits
     elif isinstance(default, int):
-        how |= {"type": whole(limits["low"]), "metavar": "N"}
+        how |= {"type": whole(**limits), "metavar": "N"}
     else:
         how |= {"type": number(**limits), "metavar": "X"}
     group.add_argument("--" + name.replace("_", "-"), **how)
@@ -125,9 +125,10 @@ def chosen_recipe(options: argparse.Namespace) -> tuple[str, Recipe]:
     what = options.what or "mlp"
     recipe = RECIPES.get(what) or DEFAULTS[what, options.data or "digits"]
     given = {f.name: getattr(options, f.name, None) for f in fields(Recipe)}
-    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
-    if recipe.patience and not recipe.validation:
-        raise CommandError("--patience stops by the validation images: give --validation N, too")
+    try:
+        recipe = replace(recipe, **{name: v for name, v in given.items() if v is not None})
+    except ValueError as error:  # settings that do not fit together
+        raise CommandError(str(error), status=2) from None
     return what if what in RECIPES else f"{what}-{recipe.data}", recipe
 
 
@@ -143,8 +144,8 @@ def run(options: argparse.Namespace) -> None:
     else:
         name, recipe = chosen_recipe(options)
         folder = options.runs / f"{name}-{time.strftime('%Y%m%d-%H%M%S')}"
-        training_run = Run.new(unused(folder), name, recipe, options.seed or 0, Place(**place))
-    again = f"nnfs train --resume {training_run.folder}"
+        training_run = Run.new(folder, name, recipe, options.seed or 0, Place(**place))
+    again = shlex.join(["nnfs", "train", "--resume", str(training_run.folder)])
     complete(training_run, console, again, options.save_every, options.tensorboard)
     results = measure(training_run)
     if options.json:
@@ -163,12 +164,6 @@ def refuse_changes(options: argparse.Namespace) -> None:
         raise CommandError(f"--resume takes everything from the run: leave out {flags}")
 
 
-def unused(folder: Path) -> Path:
-    """`folder`, or with a number behind it, if another run began in the same second."""
-    candidates = (folder.with_name(f"{folder.name}-{n}") for n in itertools.count(2))
-    return folder if not folder.exists() else next(f for f in candidates if not f.exists())
-
-
 def complete(
     training_run: "Run",
     console: "Console",
@@ -178,7 +173,7 @@ def complete(
 ) -> None:
     """Train to the end, showing progress. `again` is the command to go on by, if it is stopped."""
     from tinygrad_nnfs.models.progress import Display
-    from tinygrad_nnfs.models.runs import SignalError
+    from tinygrad_nnfs.models.runs import SignalError, versions
 
     training, recipe = training_run.training, training_run.recipe
     epochs, count = recipe.epochs, len(training.images)
@@ -192,6 +187,8 @@ def complete(
         say(console, f"{training_run.folder} is trained already")
     elif training.at.step:
         say(console, f"going on with {training_run.folder} after step {training.at.step:,}")
+    if training_run.trained_with != versions():
+        say(console, "begun with other versions: results may differ in the last bits")
     done = training.at.epoch * count + training.at.samples
     # no warnings of overflow between the lines of progress: training watches the loss
     with (
@@ -218,7 +215,8 @@ def complete(
             kept = f"the checkpoint of step {training_run.saved_step:,}"
             raise CommandError(f"{error}; {kept} is kept in {training_run.folder}") from None
     if training.at.stopped:
-        say(console, f"stopped after epoch {training.at.epoch}: {training.at.stopped}")
+        at = training.at
+        say(console, f"stopped after {at.epoch} epochs, {at.step:,} steps: {at.stopped}")
 
 
 class Events:
