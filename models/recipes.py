@@ -130,8 +130,23 @@ _CNN = Recipe(
     schedule="inverse-time",
     decay=0.001,
 )
-_MLP_PLUS = Recipe(
-    epochs=100, lr=0.05, schedule="one-cycle", shift=1, label_smoothing=0.1, average=0.99
+_MNIST_PLUS = Recipe(
+    data="mnist",
+    epochs=100,
+    lr=0.05,
+    schedule="one-cycle",
+    label_smoothing=0.1,
+    shift=1,
+    average=0.99,
+)
+_FASHION_PLUS = Recipe(
+    data="fashion-mnist",
+    epochs=120,
+    lr=0.1,
+    schedule="one-cycle",
+    teacher="cnn-fashion-mnist",
+    mirror=True,
+    average=0.99,
 )
 _CNN_PLUS = Recipe(
     network="cnn",
@@ -151,14 +166,12 @@ RECIPES = {
         for name, recipe in _VARIANTS.items()
     },
     "fashion-cnn": _CNN,
-    "mnist-minibatch-plus": replace(_MLP_PLUS, data="mnist", dropout=False),
-    "mnist-dropout-plus": replace(_MLP_PLUS, data="mnist"),
-    "mnist-dropout-l2-plus": replace(_MLP_PLUS, data="mnist", weight_decay=1e-5),
-    "fashion-minibatch-plus": replace(_MLP_PLUS, data="fashion-mnist", dropout=False, mirror=True),
-    "fashion-dropout-plus": replace(_MLP_PLUS, data="fashion-mnist", mirror=True),
-    "fashion-dropout-l2-plus": replace(
-        _MLP_PLUS, data="fashion-mnist", mirror=True, weight_decay=1e-5
-    ),
+    "mnist-minibatch-plus": replace(_MNIST_PLUS, dropout=False),
+    "mnist-dropout-plus": _MNIST_PLUS,
+    "mnist-dropout-l2-plus": replace(_MNIST_PLUS, weight_decay=1e-5),
+    "fashion-minibatch-plus": replace(_FASHION_PLUS, dropout=False),
+    "fashion-dropout-plus": replace(_FASHION_PLUS, epochs=240),
+    "fashion-dropout-l2-plus": replace(_FASHION_PLUS, epochs=240, weight_decay=1e-6),
     "fashion-cnn-plus": replace(_CNN_PLUS, data="fashion-mnist", mirror=True),
     "mnist-cnn-plus": replace(_CNN_PLUS, data="mnist"),
 }

@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock
-from tinygrad_nnfs.models.recipes import PUBLISHED, RECIPES, published
+from tinygrad_nnfs.models.recipes import PUBLISHED, RECIPES, Recipe, published
 
 from tinygrad_nnfs import data
 from tinygrad_nnfs.checkpoint import CheckpointError, write_file
@@ -78,8 +78,8 @@ def section(name: str) -> str:
 
 def of(entries: Sequence[Entry], recipe: str, split: str = "standard") -> list[Entry]:
     """The runs of a recipe as it is now: those of its earlier versions do not count."""
-    settings = vars(replace(RECIPES[recipe], split=split))
-    return [e for e in entries if (e["recipe"], e["settings"]) == (recipe, settings)]
+    settings = replace(RECIPES[recipe], split=split)
+    return [e for e in entries if e["recipe"] == recipe and Recipe(**e["settings"]) == settings]
 
 
 def percent(value: float | None) -> str:
