@@ -6,6 +6,7 @@ import math
 import os
 import shutil
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -304,3 +305,27 @@ def test_a_full_disk_is_one_line_and_leaves_no_half_picture(
     assert (status, out) == (1, "")
     assert err == f"nnfs: {tmp_path}: cannot be written: No space left on device\n"
     assert os.listdir(tmp_path) == []
+
+
+# -- the model that comes with the package ---------------------------------------------------------
+
+
+def test_the_shipped_model_is_small_and_a_cnn():
+    path = networks.shipped("cnn-fashion-mnist")
+    assert path.stat().st_size < 8e6
+    network, metadata = load_model(path)
+    assert metadata["data"] == "fashion-mnist"
+    assert sum(p.size for p in network.parameters()) == 1_736_714
+
+
+@pytest.mark.data
+def test_the_shipped_model_reaches_what_the_docs_say(capsys):
+    if "NNFS_DATA" not in os.environ:
+        pytest.skip("NNFS_DATA is not set")
+    status, out, _ = nnfs(capsys, "evaluate", "--json")
+    assert status == 0
+    found = json.loads(out)
+    assert found["accuracy"] >= 0.938
+    entries = json.loads((Path(__file__).parent.parent / "docs" / "results.json").read_text())
+    recorded = [e["test"]["accuracy"] for e in entries if e["recipe"] == "fashion-cnn-plus"]
+    assert any(abs(found["accuracy"] - accuracy) < 2e-4 for accuracy in recorded)
