@@ -7,7 +7,6 @@
 import json
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from pathlib import Path
 from statistics import mean
 from typing import Any
@@ -78,8 +77,10 @@ def section(name: str) -> str:
 
 def of(entries: Sequence[Entry], recipe: str, split: str = "standard") -> list[Entry]:
     """The runs of a recipe as it is now: those of its earlier versions do not count."""
-    settings = replace(RECIPES[recipe], split=split)
-    return [e for e in entries if e["recipe"] == recipe and Recipe(**e["settings"]) == settings]
+    now = {**vars(RECIPES[recipe]), "split": split}
+    of_recipe = [entry for entry in entries if entry["recipe"] == recipe]
+    # settings that came later had no effect before
+    return [entry for entry in of_recipe if {**vars(Recipe()), **entry["settings"]} == now]
 
 
 def percent(value: float | None) -> str:

@@ -117,6 +117,10 @@ def test_live_progress_on_a_terminal():
         (["train", "--erase", "2"], 2, "'2' is not a number >= 0 and <= 1"),
         (["reproduce", "mnist-minibtach"], 2, "invalid choice: 'mnist-minibtach'"),
         (["reproduce", "mnist-minibatch"], 1, "docs: is no folder"),
+        (
+            ["reproduce", "fashion-minibatch-plus", "--split", "resplit", "--docs", "."],
+            *(2, "a teacher has learnt by the standard split"),
+        ),
         (["train", "--device", "cuda"], 1, "device 'cuda' "),
         (["train", "--seed", "1" + 20 * "0"], 1, "the seed must be in 0..2**64-1"),
         (["train", "--speed"], 2, "unrecognized arguments: --speed"),

@@ -53,7 +53,10 @@ def run(options: argparse.Namespace) -> None:
         say(console, f"{options.docs / 'results.md'} is written anew")
         return
     name, seed, split = options.recipe, options.seed, options.split
-    recipe = replace(RECIPES[name], split=split)
+    try:
+        recipe = replace(RECIPES[name], split=split)
+    except ValueError as error:  # a recipe with a teacher, split anew
+        raise CommandError(f"{name}: {error}", status=2) from None
     command = f"nnfs reproduce {name} --seed {seed}" + f" --split {split}" * (split != "standard")
     place = given_place(options)
     folder = options.runs / f"{name}-{split}-seed{seed}"
