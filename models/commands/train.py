@@ -283,4 +283,4 @@ def other_training(recipe: Recipe) -> str:
 
 
 def say(console: "Console", line: str) -> None:
-    console.print(line, highlight=False, soft_wrap=True)
+    console.print(line, markup=False, highlight=False, soft_wrap=True)
