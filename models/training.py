@@ -11,7 +11,7 @@ import numpy as np
 from tinygrad_nnfs.models import augmentation
 from tinygrad_nnfs.models.evaluation import evaluate, probabilities
 from tinygrad_nnfs.models.networks import NETWORKS, build, load_model, shipped
-from tinygrad_nnfs.models.recipes import Recipe
+from tinygrad_nnfs.models.recipes import OPTIMIZERS, Recipe
 
 from tinygrad_nnfs import Tensor, manual_seed, nn, optim
 from tinygrad_nnfs.backend import restart_keys
@@ -99,10 +99,14 @@ class Training:
                     layer.p = 0.0
         weights = [p for p in self.network.parameters() if p.ndim > 1]
         biases = [p for p in self.network.parameters() if p.ndim == 1]
-        self.optimizer = optim.SGD(
-            [{"params": weights, "weight_decay": recipe.weight_decay}, {"params": biases}],
+        momentum = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
+        self.optimizer = OPTIMIZERS[recipe.optimizer](
+            [
+                {"params": weights, "weight_decay": recipe.weight_decay},
+                {"params": biases, "weight_decay": 0.0},
+            ],
             lr=recipe.lr,
-            momentum=recipe.momentum,
+            **momentum,
         )
         self.average = None
         if recipe.average:
@@ -250,14 +254,23 @@ class Training:
         at.check(epochs=self.recipe.epochs, images=len(self.images))
         self.network.load_state_dict(parts["network"])
         self.optimizer.load_state_dict(parts["optimizer"])
-        velocities = len(list(self.network.parameters())) if at.step and self.recipe.momentum else 0
-        if len(parts["optimizer"]) != velocities:
-            raise ValueError(f"expected {velocities} velocities, found {len(parts['optimizer'])}")
+        self.check_optimizer(at.step)
         if self.average:
             self.average.load_state_dict(parts["average"])
         if at.best_epoch:
             build(self.recipe.network).load_state_dict(parts["best"])  # does it fit?
         self.best, self.at = parts["best"], at
+
+    def check_optimizer(self, step: int) -> None:
+        """Raise ValueError unless the optimiser remembers for every parameter what it should."""
+        expected: set[str] = set()
+        if step:
+            momentum = {"velocity"} if self.recipe.momentum else set()
+            expected = {"mean", "square", "t"} if self.recipe.optimizer == "adamw" else momentum
+        for name, parameter in self.network.named_parameters():
+            found = self.optimizer.state.get(parameter, {}).keys()
+            if found != expected:
+                raise ValueError(f"the optimiser's memory of {name} is {sorted(found)}")
 
 
 def taught(recipe: Recipe, images: np.ndarray, device: str) -> np.ndarray:

@@ -98,7 +98,11 @@ EVERYTHING = replace(
 )
 
 
-@pytest.mark.parametrize("recipe", [EVERYTHING, replace(EVERYTHING, patience=0, max_steps=17)])
+MAX_STEPS = replace(EVERYTHING, patience=0, max_steps=17)
+ADAMW = replace(MAX_STEPS, optimizer="adamw", lr=0.002, weight_decay=0.5)
+
+
+@pytest.mark.parametrize("recipe", [EVERYTHING, MAX_STEPS, ADAMW])
 @given(data=st.data())
 def test_training_goes_on_from_any_step_to_the_same_bits(recipe, data):
     whole = training(recipe, validation=held_out())
