@@ -130,9 +130,14 @@ def duration(seconds: float) -> str:
 
 
 def confusion_matrices(entries: Sequence[Entry]) -> dict[str, list[Entry]]:
-    """The runs to draw, by recipe: those whose figures the source reports, and ours."""
-    names = [recipe for name in PUBLISHED for recipe in (name, f"{name}-plus")]
-    return {name: of(entries, name) for name in names if of(entries, name)}
+    """The runs to draw, by recipe: of each that the source reports, ours if it has been trained."""
+    drawn = {}
+    for name in PUBLISHED:
+        for recipe in (f"{name}-plus", name):
+            if runs := of(entries, recipe):
+                drawn[recipe] = runs
+                break
+    return drawn
 
 
 def draw(docs: Path, entries: Sequence[Entry]) -> None:
