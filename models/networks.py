@@ -20,6 +20,7 @@ from tinygrad_nnfs.checkpoint import (
 
 NETWORKS = {"mlp": MLP, "cnn": CNN}
 WEIGHTS = Path(__file__).parent / "weights"  # of the networks that come with the package
+SHIPPED = "cnn-fashion-mnist"  # the one that does
 
 
 def shipped(name: str) -> Path:

@@ -9,13 +9,15 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
+from tinygrad_nnfs.models.networks import NETWORKS, SHIPPED
+
 from tinygrad_nnfs import optim
 from tinygrad_nnfs.data import CLASS_NAMES
 
 OPTIMIZERS = {"sgd": optim.SGD, "adamw": optim.AdamW}
 SCHEDULES = ("constant", "inverse-time", "cosine", "one-cycle")
 SPLITS = ("standard", "resplit")
-TEACHERS = ("", "cnn-fashion-mnist")
+TEACHERS = ("", SHIPPED)
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
@@ -48,7 +50,7 @@ def wrong(value: Any, kind: type, limits: Mapping[str, Any]) -> str:
 class Recipe:
     """Everything that a training depends on, but for its seed."""
 
-    network: str = setting("mlp", "what is trained", choices=("mlp", "cnn"))
+    network: str = setting("mlp", "what is trained", choices=tuple(NETWORKS))
     data: str = setting("digits", "the images", choices=tuple(CLASS_NAMES))
     epochs: int = setting(20, "passes over the training images", low=1)
     batch_size: int = setting(64, "images in a training step", low=1)
@@ -148,7 +150,7 @@ _FASHION_PLUS = Recipe(
     epochs=120,
     lr=0.1,
     schedule="one-cycle",
-    teacher="cnn-fashion-mnist",
+    teacher=SHIPPED,
     mirror=True,
     average=0.99,
 )

@@ -3,10 +3,13 @@
 import argparse
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import cast
 
 from tinygrad_nnfs.models.recipes import wrong
+
+from tinygrad_nnfs import data
 
 Commands = argparse._SubParsersAction  # what `add` of each command is given
 
@@ -46,3 +49,26 @@ def number(**limits: float) -> Callable[[str], float]:
         return value
 
     return parse
+
+
+def add_data_folder(command: argparse.ArgumentParser) -> None:
+    """The arguments that say where data sets are. Not given, they are None."""
+    command.add_argument(
+        "--data-dir", metavar="DIR", help="where the data sets are (default: $NNFS_DATA)"
+    )
+    command.add_argument(
+        "--offline", action="store_true", default=None, help="never download a data set"
+    )
+
+
+def data_name(given: str | None, metadata: Mapping[str, str], path: Path) -> str:
+    """The data set to use: the one given, or else the one that the model file names."""
+    name = given or metadata.get("data")
+    names = ", ".join(data.CLASS_NAMES)
+    if name is None:
+        raise CommandError(f"{path}: does not say what data it is for: add --data NAME ({names})")
+    if name not in data.CLASS_NAMES:
+        raise CommandError(
+            f"{path}: is for data called {name!a:.60}, unknown here: add --data NAME ({names})"
+        )
+    return name

@@ -6,13 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-from tinygrad_nnfs.models.commands.arguments import CommandError, Commands
+from tinygrad_nnfs.models.commands.arguments import (
+    CommandError,
+    Commands,
+    add_data_folder,
+    data_name,
+)
 from tinygrad_nnfs.models.evaluation import Report, report
-from tinygrad_nnfs.models.networks import load_model, shipped
+from tinygrad_nnfs.models.networks import SHIPPED, load_model, shipped
 
 from tinygrad_nnfs import data
-
-SHIPPED = "cnn-fashion-mnist"  # the model to evaluate where none is given
 
 
 def add(commands: Commands) -> None:
@@ -36,10 +39,7 @@ def add(commands: Commands) -> None:
         choices=list(data.CLASS_NAMES),
         help="the images (default: what the network was trained on)",
     )
-    command.add_argument(
-        "--data-dir", metavar="DIR", help="where the data sets are (default: $NNFS_DATA)"
-    )
-    command.add_argument("--offline", action="store_true", help="never download a data set")
+    add_data_folder(command)
     command.add_argument(
         "--part",
         choices=("test", "train"),
@@ -54,19 +54,6 @@ def add(commands: Commands) -> None:
     )
     command.add_argument("--json", action="store_true", help="print one JSON object instead")
     command.set_defaults(run=run)
-
-
-def data_name(given: str | None, metadata: Mapping[str, str], path: Path) -> str:
-    """The data set to use: the one given, or else the one that the model file names."""
-    name = given or metadata.get("data")
-    names = ", ".join(data.CLASS_NAMES)
-    if name is None:
-        raise CommandError(f"{path}: does not say what data it is for: add --data NAME ({names})")
-    if name not in data.CLASS_NAMES:
-        raise CommandError(
-            f"{path}: is for data called {name!a:.60}, unknown here: add --data NAME ({names})"
-        )
-    return name
 
 
 def seed_of(metadata: Mapping[str, str], path: Path) -> int:
@@ -85,7 +72,7 @@ def run(options: argparse.Namespace) -> None:
     folder = options.out or (path if path.is_dir() else None)
     if folder:
         _make_folder(folder)
-    dataset = data.load(name, options.data_dir, offline=options.offline)
+    dataset = data.load(name, options.data_dir, offline=bool(options.offline))
     if (name, "resplit") == (metadata.get("data"), metadata.get("split")):
         # or it would be tested on what it has learnt
         dataset = data.resplit(dataset, seed_of(metadata, path))

@@ -8,8 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tinygrad_nnfs.models.commands.arguments import Commands
-from tinygrad_nnfs.models.commands.evaluate import data_name
+from tinygrad_nnfs.models.commands.arguments import Commands, data_name
 from tinygrad_nnfs.models.evaluation import probabilities
 from tinygrad_nnfs.models.networks import load_model
 

@@ -11,8 +11,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from tinygrad_nnfs.models.commands.arguments import CommandError, Commands, number, whole
+from tinygrad_nnfs.models.commands.arguments import (
+    CommandError,
+    Commands,
+    add_data_folder,
+    number,
+    whole,
+)
 from tinygrad_nnfs.models.evaluation import evaluate
+from tinygrad_nnfs.models.networks import NETWORKS
 from tinygrad_nnfs.models.recipes import DEFAULTS, RECIPES, Recipe
 from tinygrad_nnfs.models.training import Progress, TrainingError
 
@@ -72,14 +79,7 @@ def add(commands: Commands) -> None:
 
 def add_place(command: argparse.ArgumentParser) -> None:
     """The arguments that say where a training happens."""
-    command.add_argument(
-        "--data-dir",
-        metavar="DIR",
-        help="where the data sets are (default: $NNFS_DATA)",
-    )
-    command.add_argument(
-        "--offline", action="store_true", default=None, help="never download a data set"
-    )
+    add_data_folder(command)
     command.add_argument("--device", choices=backend.DEVICES, help="(default: cpu)")
     command.add_argument(
         "--runs",
@@ -112,7 +112,7 @@ def add_setting(group: Any, name: str, default: Any, meaning: str, **limits: Any
 
 def network_or_recipe(name: str) -> str:
     """An argparse type: the name of a network or of a recipe."""
-    if name in ("mlp", "cnn") or name in RECIPES:
+    if name in NETWORKS or name in RECIPES:
         return name
     hint = f" but a data set: nnfs train --data {name}" if name in data.CLASS_NAMES else ""
     raise argparse.ArgumentTypeError(
