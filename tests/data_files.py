@@ -32,7 +32,9 @@ def write_set(folder, changes=None, suffix="", seed=0):
     """A set of 20 and 20 images in `folder`; `changes` replaces the bytes of some of its files."""
     folder.mkdir(parents=True, exist_ok=True)
     for name, content in {**idx_files(seed=seed), **(changes or {})}.items():
-        (folder / (name + suffix)).write_bytes(gzip.compress(content) if suffix else content)
+        (folder / (name + suffix)).write_bytes(
+            gzip.compress(content, mtime=0) if suffix else content
+        )
     return folder
 
 

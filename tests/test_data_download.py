@@ -55,7 +55,7 @@ class Handler(BaseHTTPRequestHandler):
             pass  # the client has seen enough
 
     def good(self):
-        body = gzip.compress(self.file)
+        body = gzip.compress(self.file, mtime=0)
         self.answer(body, length=len(body))
 
     def forbidden(self):
@@ -77,12 +77,12 @@ class Handler(BaseHTTPRequestHandler):
         self.answer(length=0)
 
     def short(self):
-        body = gzip.compress(self.file)
+        body = gzip.compress(self.file, mtime=0)
         self.answer(body[: len(body) // 2], length=len(body))
 
     def short_chunks(self):
         self.protocol_version = "HTTP/1.1"
-        body = gzip.compress(self.file)[:-9]
+        body = gzip.compress(self.file, mtime=0)[:-9]
         self.answer(b"%x\r\n" % (len(body) + 9), body, **{"Transfer-Encoding": "chunked"})
         self.close_connection = True
 
@@ -90,25 +90,25 @@ class Handler(BaseHTTPRequestHandler):
         self.server.closing.wait(10)
 
     def stall(self):
-        body = gzip.compress(self.file)
+        body = gzip.compress(self.file, mtime=0)
         self.answer(body[: len(body) // 2], length=len(body))
         self.server.closing.wait(10)
 
     def drip(self):
-        body = gzip.compress(self.file)
+        body = gzip.compress(self.file, mtime=0)
         self.answer(*(bytes([byte]) for byte in body), length=len(body), pause=0.03)
 
     def wrong(self):
-        self.answer(gzip.compress(self.file[:-1] + bytes([self.file[-1] ^ 1])))
+        self.answer(gzip.compress(self.file[:-1] + bytes([self.file[-1] ^ 1]), mtime=0))
 
     def shorter(self):
-        self.answer(gzip.compress(self.file[:-1]))
+        self.answer(gzip.compress(self.file[:-1], mtime=0))
 
     def longer(self):
-        self.answer(gzip.compress(self.file + b"x"))
+        self.answer(gzip.compress(self.file + b"x", mtime=0))
 
     def damaged(self):
-        self.answer(gzip.compress(self.file)[:10] + b"\xff" * 50)
+        self.answer(gzip.compress(self.file, mtime=0)[:10] + b"\xff" * 50)
 
     def circle(self):
         self.answer(status=302, Location=self.path)
@@ -278,7 +278,7 @@ def test_after_a_bad_mirror_the_next_is_tried(tmp_path, mirrors, server, way, me
 
 
 def test_no_more_is_unzipped_than_is_expected(mirrors, monkeypatch):
-    body = gzip.compress(bytes(10**8))
+    body = gzip.compress(bytes(10**8), mtime=0)
     monkeypatch.setattr(Handler, "big_bomb", lambda self: self.answer(body), raising=False)
     mirrors("big_bomb")
     tracemalloc.start()
