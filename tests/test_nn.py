@@ -293,3 +293,34 @@ def test_rng_state_goes_on_where_it_was():
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_array_equal(a, b)
     assert get_rng_state() == get_rng_state()
+
+
+def test_nodes_know_the_modules_they_were_made_in():
+    network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU()))
+    y = network(np.ones((2, 3), np.float32))
+    relu, (inner, (outer, outermost)) = y.node.scope
+    assert (relu, inner, outer, outermost) == (network[1][0], network[1], network, None)
+    assert y.node.inputs[0].scope == (network[0], (network, None))
+    assert (y * 2).node.scope is None
+
+
+def test_scope_ends_with_an_error():
+    network = nn.Sequential(nn.Linear(3, 4))
+    with pytest.raises(ValueError, match="linear"):
+        network(np.ones((2, 5), np.float32))
+    assert (network[0].weight * 2).node.scope is None
+
+
+def test_forward_hooks_see_and_replace_the_output():
+    layer, seen = nn.ReLU(), []
+    remove = layer.register_forward_hook(lambda *call: seen.append(call))
+    remove_second = layer.register_forward_hook(lambda module, inputs, y: y * 2)
+    x = Tensor([-1.0, 3.0])
+    assert layer(x).numpy().tolist() == [0, 6]
+    ((module, inputs, y),) = seen
+    assert (module, inputs, y.numpy().tolist()) == (layer, (x,), [0, 3])
+    remove()
+    remove()
+    remove_second()
+    assert layer(x).numpy().tolist() == [0, 3]
+    assert len(seen) == 1

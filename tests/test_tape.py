@@ -213,6 +213,33 @@ def test_retain_graph():
     assert x.grad.item() == 4
 
 
+def test_retain_grad_keeps_the_gradient_by_a_result():
+    x = leaf(2.0, 3.0)
+    y = x * x
+    y.retain_grad()
+    z = y * 5
+    z.sum().backward(retain_graph=True)
+    np.testing.assert_array_equal(y.grad.data, [5, 5])
+    assert z.grad is None
+    z.sum().backward()
+    np.testing.assert_array_equal(y.grad.data, [10, 10])
+    assert not np.shares_memory(y.grad.data, x.grad.data)
+
+
+def test_retained_gradient_of_the_root_is_the_upstream_gradient():
+    y = leaf(1.0, 2.0) + 1
+    y.retain_grad()
+    upstream = np.array([3.0, 4.0])
+    y.backward(upstream)
+    np.testing.assert_array_equal(y.grad.data, upstream)
+    assert not np.shares_memory(y.grad.data, upstream)
+
+
+def test_retain_grad_off_the_tape_is_refused():
+    with pytest.raises(RuntimeError, match="there will be no gradient"):
+        Tensor([1.0]).retain_grad()
+
+
 def test_backward_of_many_elements_needs_a_gradient():
     with pytest.raises(RuntimeError, match=r"result of exp needs a gradient of shape \(2,\)"):
         exp(leaf(1.0, 2.0)).backward()

@@ -1,14 +1,15 @@
 """Networks: a Module is parameters, buffers and other modules, plus one function of Tensors."""
 
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Self
 
 import numpy as np
 
 from tinygrad_nnfs import backend, ops
 from tinygrad_nnfs.ops.convolution import check_precision, pair
-from tinygrad_nnfs.tensor import Parameter, Tensor, unwrap
+from tinygrad_nnfs.tensor import Parameter, Tensor, recording, unwrap
 
 
 class Buffer(Tensor):
@@ -31,12 +32,36 @@ class Module:
     """
 
     training = True
+    _forward_hooks: tuple[Callable[..., Any], ...] = ()
 
     def forward(self, *inputs: Any, **options: Any) -> Tensor:
         raise TypeError(f"{type(self).__name__} has no forward method: write one")
 
     def __call__(self, *inputs: Any, **options: Any) -> Tensor:
-        return self.forward(*inputs, **options)
+        outer = recording.scope
+        recording.scope = (self, outer)
+        try:
+            y = self.forward(*inputs, **options)
+        finally:
+            recording.scope = outer
+        for hook in self._forward_hooks:
+            replacement = hook(self, inputs, y)
+            y = y if replacement is None else replacement
+        return y
+
+    def register_forward_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:
+        """Call `hook(module, inputs, output)` after every call of this module.
+
+        What the hook returns replaces the output, unless it is None. The result is a function that
+        removes the hook. To keep activations: `lambda module, inputs, y: kept.append(y.numpy())`.
+        """
+        one = functools.partial(hook)  # so that a hook registered twice is removed once
+        self._forward_hooks = (*self._forward_hooks, one)
+
+        def remove() -> None:
+            self._forward_hooks = tuple(h for h in self._forward_hooks if h is not one)
+
+        return remove
 
     def __setattr__(self, name: str, value: Any) -> None:
         if isinstance(value, Tensor) and value.requires_grad and not isinstance(value, Parameter):

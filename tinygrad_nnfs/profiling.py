@@ -3,13 +3,13 @@
 import functools
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
 
-from tinygrad_nnfs import registry
-from tinygrad_nnfs.registry import Op
+from tinygrad_nnfs.registry import Op, observed_by
+from tinygrad_nnfs.tensor import Node
 
 
 @dataclass
@@ -35,7 +35,7 @@ class profile:  # noqa: N801, used like a function
         print(p)
 
     `p.rows` has the figures, the longest first. A backward counts, whenever it runs, if its forward
-    ran inside. Profiles do not nest.
+    ran inside.
     """
 
     def __init__(self) -> None:
@@ -44,15 +44,14 @@ class profile:  # noqa: N801, used like a function
         self.elapsed = 0.0
 
     def __enter__(self) -> "profile":
-        if registry.observer is not None:
-            raise RuntimeError("profile: another profile is running")
-        registry.observer = self._observe
+        self._observation = observed_by(self)
+        self._observation.__enter__()
         self._start = time.perf_counter()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.elapsed = time.perf_counter() - self._start
-        registry.observer = None
+        self._observation.__exit__(None, None, None)
 
     @property
     def rows(self) -> list[Row]:
@@ -62,14 +61,17 @@ class profile:  # noqa: N801, used like a function
         """The rows for a JSON file."""
         return [asdict(row) for row in self.rows]
 
-    def _observe(
+    def call(
         self,
         op: Op[...],
+        variant: str,
         run: Callable[..., Any],
         xp: ModuleType,
-        arrays: Sequence[Any],
-        params: dict[str, Any],
+        /,
+        *arrays: Any,
+        **params: Any,
     ) -> Any:
+        """Run an op and take its time: see `registry.Observer`."""
         start = time.perf_counter()
         result = run(xp, *arrays, **params)
         elapsed = time.perf_counter() - start
@@ -79,7 +81,7 @@ class profile:  # noqa: N801, used like a function
         flops = op.flops(output, *arrays, **params) if op.flops else 0
         sizes = [getattr(array, "nbytes", 0) for array in (*arrays, output)]
         with self._lock:
-            key = op.__name__, run.__name__
+            key = op.__name__, variant
             row = self._rows.setdefault(key, Row(*key))
             row.calls += 1
             row.forward += elapsed
@@ -90,6 +92,9 @@ class profile:  # noqa: N801, used like a function
             for rule, x in zip(rules, arrays, strict=False)
         ]
         return (output, *timed, *rules[len(timed) :])
+
+    def recorded(self, node: Node) -> None:
+        pass
 
     def _apply(self, rule: Callable[[Any], Any], row: Row, flops: int, dy: Any) -> Any:
         start = time.perf_counter()

@@ -18,7 +18,7 @@ from numpy import ndarray
 
 from tinygrad_nnfs import backend
 from tinygrad_nnfs.backend import Array
-from tinygrad_nnfs.tensor import Node, Tensor, Untracked, as_array, grad_mode, new_tensor
+from tinygrad_nnfs.tensor import Node, Tensor, Untracked, as_array, new_tensor, recording
 
 P = ParamSpec("P")
 
@@ -52,10 +52,6 @@ def reference_kernels() -> Iterator[None]:
         kernel_mode.enabled = before
 
 
-# Runs the functions of all ops, in all threads, in place of a plain call: see profiling.py.
-observer: Callable[..., Any] | None = None
-
-
 class Op(Protocol[P]):
     """What `@op` makes of a function: called with Tensors; the rest is for tests and kernels."""
 
@@ -72,6 +68,51 @@ class Op(Protocol[P]):
     def on(
         self, xp: ModuleType, /, *, when: Callable[..., bool]
     ) -> Callable[[Callable[..., Any]], Callable[..., Any]]: ...
+
+
+class Observer(Protocol):
+    """What `observed_by` takes: it runs the ops in place of a plain call."""
+
+    def call(
+        self,
+        op: Op[...],
+        variant: str,
+        run: Callable[..., Any],
+        xp: ModuleType,
+        /,
+        *arrays: Any,
+        **params: Any,
+    ) -> Any:
+        """Return `run(xp, *arrays, **params)`: the output and a rule, or None, for each array.
+
+        `variant` is the name of the function that computes. The rules may be wrapped.
+        """
+
+    def recorded(self, node: Node) -> None:
+        """The last call in this thread, if its output requires a gradient, is `node`."""
+
+
+observers: tuple[Observer, ...] = ()  # of all threads; the last one stands next to the op
+
+
+@contextlib.contextmanager
+def observed_by(observer: Observer) -> Iterator[None]:
+    """Let `observer` run all ops, in all threads."""
+    global observers
+    observers = (*observers, observer)
+    try:
+        yield
+    finally:
+        observers = tuple(other for other in observers if other is not observer)
+
+
+def _run_observed(
+    op: Op[...], run: Callable[..., Any], xp: ModuleType, arrays: Sequence[Any], params: Any
+) -> Any:
+    variant = run.__name__
+    for observer in reversed(observers):
+        run = functools.partial(observer.call, op, variant, run)
+    return run(xp, *arrays, **params)
 
 
 _FLOAT32 = np.dtype(np.float32)
@@ -166,10 +207,10 @@ def op(
                     if when(*arrays, **params):
                         run = variant
                         break
-            if observer is None:
-                result = run(xp, *arrays, **params)
+            if observers:
+                result = _run_observed(lifted, run, xp, arrays, params)
             else:
-                result = observer(lifted, run, xp, arrays, params)
+                result = run(xp, *arrays, **params)
         except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
             # one of the three that callers expect: numpy's own subclasses want other arguments
             expected = next(
@@ -185,7 +226,7 @@ def op(
             output = xp.asarray(output)  # numpy turns what would be a 0-d array into a scalar
         y = new_tensor()
         y.data, y.node = output, None
-        if grad_mode.recording:
+        if recording.on:
             rules = [*result]
             del rules[0]
             parents = arrays  # each is replaced by its place on the tape: one list less to make
@@ -201,6 +242,8 @@ def op(
                     parents[i] = _shape_and_dtype(arrays[i])
             if wanted:
                 y.node = Node(name, output.shape, output.dtype, parents, rules)
+                for observer in observers:
+                    observer.recorded(y.node)
         return y
 
     if name in OPS and OPS[name].reference.__module__ != function.__module__:

@@ -24,25 +24,27 @@ from tinygrad_nnfs.backend import Array
 
 Rule = Callable[[Array], Array]
 Untracked = tuple[tuple[int, ...], Any]  # the shape and dtype of an input without gradient
+Scope = tuple[Any, "Scope | None"]  # the Module that is being called, and the scope of that call
 
 
-class _GradMode(threading.local):
-    """Each thread records, or not, on its own."""
+class _Recording(threading.local):
+    """What a thread's tape goes by: each thread records, or not, on its own."""
 
-    recording = True
+    on = True
+    scope: Scope | None = None  # which Modules are being called
 
 
-grad_mode = _GradMode()
+recording = _Recording()
 
 
 @contextlib.contextmanager
 def no_grad() -> Iterator[None]:
     """Record nothing in this thread, as a `with` block or as a decorator."""
-    before, grad_mode.recording = grad_mode.recording, False
+    before, recording.on = recording.on, False
     try:
         yield
     finally:
-        grad_mode.recording = before
+        recording.on = before
 
 
 _countdown = itertools.count(0, -1)
@@ -56,7 +58,18 @@ class Node:
     back, so there are no reference cycles, and an activation that no rule asked for dies at once.
     """
 
-    __slots__ = ("__weakref__", "dtype", "grad", "inputs", "op", "order", "rules", "shape")
+    __slots__ = (
+        "__weakref__",
+        "dtype",
+        "grad",
+        "inputs",
+        "keeps_grad",
+        "op",
+        "order",
+        "rules",
+        "scope",
+        "shape",
+    )
 
     def __init__(
         self,
@@ -71,7 +84,9 @@ class Node:
         self.dtype = dtype
         self.inputs = inputs
         self.rules = rules  # None in place of a rule that nobody needs, or of all once freed
-        self.grad: Tensor | None = None  # leaves only
+        self.scope = recording.scope  # the Modules that it was made in: for pictures and messages
+        self.keeps_grad = op is None  # see Tensor.retain_grad
+        self.grad: Tensor | None = None
         self.order = next(_countdown)  # the smaller, the younger: inputs are older than outputs
 
 
@@ -143,7 +158,10 @@ class Tensor:
 
     @property
     def grad(self) -> "Tensor | None":
-        """The gradient that `backward` added up for this leaf, or None."""
+        """The gradient that `backward` added up for this leaf, or None.
+
+        For the result of an op as well if `retain_grad` was called in time.
+        """
         return self.node.grad if self.node else None
 
     @grad.setter
@@ -158,6 +176,12 @@ class Tensor:
                 f"found {value.dtype} {value.shape}"
             )
         self.node.grad = value
+
+    def retain_grad(self) -> None:
+        """Let `backward` keep the gradient by this result of an op in its `.grad`, as a leaf's."""
+        if self.node is None:
+            raise RuntimeError("retain_grad: there will be no gradient: requires_grad is False")
+        self.node.keeps_grad = True
 
     # -- the data on its own ---------------------------------------------------------------------
 
@@ -262,6 +286,7 @@ class Tensor:
                 "gradient, it was made under no_grad(), or detach() or numpy() came in between"
             )
         grads: dict[Node, Array] = {self.node: self._upstream(gradient)}
+        retained: dict[Node, Array] = {}
         # The youngest first: when a node's turn comes, all that was made from it has had its own.
         ready = [(self.node.order, self.node)] if self.node.op is not None else []
         while ready:
@@ -272,6 +297,8 @@ class Tensor:
                     "use retain_graph=True the first time, or run the forward again"
                 )
             dy = grads.pop(node)
+            if node.keeps_grad:
+                retained[node] = dy.copy()
             i = -1
             for rule in node.rules:
                 i += 1  # enumerate takes longer
@@ -301,12 +328,13 @@ class Tensor:
                     grads[parent] = dx.copy() if dx is dy or dx.base is not None else dx
             if not retain_graph:
                 node.rules = rule = None  # what they saved dies here
-        for leaf, grad in grads.items():  # all others have been popped
-            if leaf.grad is not None:
-                grad = leaf.grad.data + grad
+        retained |= grads  # only leaves are left there
+        for node, grad in retained.items():
+            if node.grad is not None:
+                grad = node.grad.data + grad
             if type(grad) is not ndarray:  # numpy turns what would be a 0-d array into a scalar
                 grad = backend.of(grad).asarray(grad)
-            leaf.grad = make_tensor(grad)
+            node.grad = make_tensor(grad)
 
     def _upstream(self, gradient: Any) -> Array:
         if gradient is None:
