@@ -276,6 +276,7 @@ class Training:
 def taught(recipe: Recipe, images: np.ndarray, device: str) -> np.ndarray:
     """What the recipe's teacher makes of images: float32 (n, 10), the targets to learn.
 
+    Where images are mirrored, the mean of what it makes of an image and of its mirror image.
     A teacher's probabilities say more than labels do: what else an image might have been (Hinton
     et al., "Distilling the knowledge in a neural network", 2015). Raises TrainingError.
     """
@@ -284,4 +285,8 @@ def taught(recipe: Recipe, images: np.ndarray, device: str) -> np.ndarray:
         raise TrainingError(
             f"the teacher {recipe.teacher} knows {text.get('data')}, not {recipe.data}"
         )
-    return probabilities(network.to(device), images, CLASS_NAMES[recipe.data], device)
+    views = [images, images[:, :, ::-1]] if recipe.mirror else [images]
+    found = [
+        probabilities(network.to(device), view, CLASS_NAMES[recipe.data], device) for view in views
+    ]
+    return np.mean(found, axis=0)

@@ -295,8 +295,8 @@ def test_averages_count_from_their_first_update_on():
         ({"momentum": 1}, "momentum must be a number >= 0 and < 1, found 1"),
         ({"warmup": 0.0}, "warmup must be a number > 0 and < 1, found 0.0"),
         ({"patience": 1}, "patience needs validation"),
-        ({"teacher": "cnn-fashion-mnist", "label_smoothing": 0.1}, "targets are smooth"),
-        ({"teacher": "cnn-fashion-mnist", "split": "resplit"}, "standard split"),
+        ({"teacher": "cnn-fashion-mnist-teacher", "label_smoothing": 0.1}, "targets are smooth"),
+        ({"teacher": "cnn-fashion-mnist-teacher", "split": "resplit"}, "standard split"),
     ],
 )
 def test_settings_out_of_range(settings, message):
