@@ -115,6 +115,29 @@ def _run_observed(
     return run(xp, *arrays, **params)
 
 
+def captured_arrays(roots: Sequence[Any]) -> list[Array]:
+    """The arrays, views as they are, that functions captured, directly or through other things."""
+    arrays: dict[int, Array] = {}
+    stack, seen = list(roots), set()
+    while stack:
+        value = stack.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if backend.is_array(value):
+            arrays[id(value)] = value
+        elif isinstance(value, list | tuple):
+            stack += value
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif callable(value):
+            stack += [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+            stack += getattr(value, "args", ())  # of a functools.partial
+        elif hasattr(value, "__dict__") and not isinstance(value, ModuleType):
+            stack += vars(value).values()
+    return list(arrays.values())
+
+
 _FLOAT32 = np.dtype(np.float32)
 
 OPS: dict[str, Op[...]] = {}
