@@ -241,7 +241,7 @@ def _place(scope: Scope | None) -> str:
     if module is root:
         return f" in {type(root).__name__}"
     path = next((path for path, found in root.named_modules() if found is module), "")
-    layer = f"layer {path} ({type(module).__name__})" if path else type(module).__name__
+    layer = f"layer {path} ({type(module).__name__})" if path else f"a {type(module).__name__}"
     return f" in {type(root).__name__}, {layer},"
 
 
