@@ -26,6 +26,7 @@ from tinygrad_nnfs import (
     ops,
     optim,
     profile,
+    reference_kernels,
     registry,
 )
 from tinygrad_nnfs.debug import count, describe, fingerprint

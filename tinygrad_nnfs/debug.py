@@ -279,8 +279,9 @@ def has_nan(x: Any) -> bool:
 
 def count(x: Array) -> str:
     """How much of x is not finite: "2 NaN, 1 +Inf, 3 -Inf", or ""."""
-    counts = {"NaN": x != x, "+Inf": x == math.inf, "-Inf": x == -math.inf}
-    return ", ".join(f"{int(where.sum())} {kind}" for kind, where in counts.items() if where.any())
+    masks = {"NaN": x != x, "+Inf": x == math.inf, "-Inf": x == -math.inf}
+    counts = {kind: int(mask.sum()) for kind, mask in masks.items()}
+    return ", ".join(f"{n:,} {kind}" for kind, n in counts.items() if n)
 
 
 def describe(x: Any) -> str:
