@@ -2,7 +2,10 @@
 
 import contextlib
 import gc
+import linecache
 import math
+import re
+import runpy
 import threading
 import weakref
 from pathlib import Path
@@ -564,6 +567,15 @@ def test_counts_and_ranges(values, strided):
         assert f"{finite.min():.4g}" in shown
 
 
+def test_a_rule_may_return_a_scalar_of_numpy():
+    @op
+    def total(xp, x):
+        return x.sum(), lambda dy: dy * np.float64(np.nan)
+
+    with accused("the backward of total made 1 NaN in the gradient by x out of finite inputs"):
+        total(Tensor(np.array(1.0), requires_grad=True)).backward()
+
+
 def test_what_is_no_floating_array_is_described_too():
     assert describe(np.arange(6).reshape(2, 3)) == "int64 (2, 3), 0 to 5"
     assert describe(np.array([True, True])) == "bool (2,), all True"
@@ -587,3 +599,34 @@ def test_fingerprints_see_every_bit_in_every_memory_order(data):
 def test_fingerprints_of_arrays_without_elements_or_axes():
     assert fingerprint(np.zeros((0, 3))) == 0
     assert fingerprint(np.array(1.0)) != fingerprint(np.array(2.0))
+
+
+# -- the docs --------------------------------------------------------------------------------------
+
+DOCS = Path(__file__).parent.parent / "docs"
+
+
+def test_the_docs_show_what_is_printed(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    printed, compared = "", 0
+    page = (DOCS / "debugging.md").read_text()
+    for kind, block in re.findall(r"```(python|text)\n(.*?)```", page, re.DOTALL):
+        if kind == "python" and "\n...\n" not in block:
+            Path("example.py").write_text(block)
+            linecache.clearcache()
+            manual_seed(0)  # as in a process of its own
+            exec(compile(block, "example.py", "exec"), {"__name__": "__main__"})
+            printed = capsys.readouterr().out
+        elif kind == "text" and printed:
+            assert printed == block
+            compared, printed = compared + 1, ""
+    assert compared == 2
+
+
+def test_the_example_draws_gradient_norms(tmp_path, monkeypatch):
+    script = runpy.run_path(str(DOCS / "examples" / "gradient_norms.py"))
+    script["draw"](tmp_path / "norms.png")
+    assert (tmp_path / "norms.png").read_bytes().startswith(b"\x89PNG")
+    norms = script["gradient_norms"](script["deep"](script["Sigmoid"]), steps=20)
+    assert list(norms) == ["1.weight", "3.weight", "5.weight", "7.weight", "9.weight"]
+    assert np.mean(norms["9.weight"]) > 10 * np.mean(norms["1.weight"])
