@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from tinygrad_nnfs.models.cnn import CNN
+from tinygrad_nnfs.models.evaluation import probabilities
 from tinygrad_nnfs.models.mlp import MLP
 
 from tinygrad_nnfs import (
@@ -122,6 +123,14 @@ def test_modules_of_a_user_are_the_users_code():
     assert line_of("the division") in str(error.value)
 
 
+def test_the_models_of_the_library_are_users_too():
+    network = MLP()
+    network[1].bias.data[0] = np.nan
+    with pytest.raises(AnomalyError) as error, detect_anomaly():
+        probabilities(network, np.zeros((2, 28, 28), np.uint8), [*"0123456789"])
+    assert re.search(r"called at \S*evaluation\.py:\d+, in ", str(error.value))
+
+
 def test_a_module_alone_and_one_that_is_kept_out_of_sight():
     hidden = nn.Linear(2, 2)
     hidden.weight.data[...] = np.inf
@@ -167,6 +176,7 @@ def test_numbers_and_masks_may_be_infinite():
             assert np.isfinite(ops.softmax(masked).data).all()
             ops.softmax(masked * 2).max().backward()
         scores.clip(high=math.inf).sum().backward()
+        assert (ops.where(allowed, scores, math.inf) * 2).min().item() == 2  # passed on
 
 
 def test_a_nan_made_from_a_mask_is_a_fault():

@@ -224,3 +224,10 @@ def test_what_is_no_array_is_shown_on_one_short_line():
         ops.add(x, Odd())
     with pytest.raises(ValueError, match=r"b: \[\[1, 1, 1, 1, 1, 1, \.\.\.\], \[2\]\]\): the"):
         ops.add(x, [[1] * 2000, [2]])
+
+
+def test_windows_that_see_padding_alone_have_no_largest_element():
+    with pytest.raises(ValueError, match=r"max_pool2d\(x: .*\): an image without pixels"):
+        ops.max_pool2d(np.ones((1, 1, 0, 4)), kernel_size=2, padding=1)
+    y = ops.avg_pool2d(np.ones((1, 1, 0, 4)), kernel_size=2, padding=1)
+    assert y.numpy().tolist() == [[[[0, 0, 0]]]]

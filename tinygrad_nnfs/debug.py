@@ -288,7 +288,6 @@ def describe(x: Any) -> str:
     """`float32 (2, 3), -1.5 to 2, 1 NaN`: dtype, shape, range of what is finite, and the rest."""
     if not hasattr(x, "dtype"):
         return repr(x)
-    x = backend.of(x).asarray(x)
     finite = x[backend.of(x).isfinite(x)]
     numbers = "d" if x.dtype.kind in "iu" else "" if x.dtype.kind == "b" else ".4g"
     span = "no finite element" if x.size else "no elements"
