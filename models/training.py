@@ -13,7 +13,16 @@ from tinygrad_nnfs.models.evaluation import evaluate, probabilities
 from tinygrad_nnfs.models.networks import NETWORKS, build, load_model, shipped
 from tinygrad_nnfs.models.recipes import OPTIMIZERS, Recipe
 
-from tinygrad_nnfs import Tensor, manual_seed, nn, optim
+from tinygrad_nnfs import (
+    AnomalyError,
+    Tensor,
+    debug,
+    get_rng_state,
+    manual_seed,
+    nn,
+    optim,
+    set_rng_state,
+)
 from tinygrad_nnfs.backend import restart_keys
 from tinygrad_nnfs.data import CLASS_NAMES, scale
 from tinygrad_nnfs.ops import soft_cross_entropy, softmax_cross_entropy
@@ -135,35 +144,66 @@ class Training:
 
     def learn(self, chosen: np.ndarray) -> None:
         """One step on the images with the indices `chosen`."""
-        recipe, at = self.recipe, self.at
-        images, labels = self.augmented(self.images[chosen]), self.labels[chosen]
-        restart_keys(self.seed, at.step)
-
-        logits = self.network(Tensor(scale(images)).to(self.device))
-        if self.targets is None:
-            loss = softmax_cross_entropy(
-                logits, Tensor(labels).to(self.device), label_smoothing=recipe.label_smoothing
-            )
-        else:
-            loss = soft_cross_entropy(logits, Tensor(self.targets[chosen]).to(self.device))
+        at = self.at
+        images = self.augmented(self.images[chosen])
+        logits, loss = self.forward(images, chosen)
         value = loss.item()
         if not math.isfinite(value):
             raise TrainingError(
                 f"the loss is {value} in epoch {at.epoch + 1}, step {at.step + 1}: "
+                f"{self.fault(images, chosen)}"
                 f"try a smaller learning rate than {self.optimizer.lr:g}"
             )
         self.optimizer.zero_grad()
         loss.backward()
-        if recipe.clip:
-            optim.clip_grad_norm(self.network.parameters(), recipe.clip)
+        if self.recipe.clip:
+            optim.clip_grad_norm(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
 
         at.step += 1
         at.samples += len(chosen)
         at.loss_sum += value * len(chosen)
-        at.correct += int((logits.numpy().argmax(axis=1) == labels).sum())
+        at.correct += int((logits.numpy().argmax(axis=1) == self.labels[chosen]).sum())
         if self.average and at.step % AVERAGE_EVERY == 0:
             self.average.update()
+
+    def forward(self, images: np.ndarray, chosen: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Logits and loss of `images`, those `chosen` as augmented, with this step's dropout."""
+        restart_keys(self.seed, self.at.step)
+        logits = self.network(Tensor(scale(images)).to(self.device))
+        if self.targets is not None:
+            targets = Tensor(self.targets[chosen]).to(self.device)
+            return logits, soft_cross_entropy(logits, targets)
+        labels = Tensor(self.labels[chosen]).to(self.device)
+        smoothing = self.recipe.label_smoothing
+        return logits, softmax_cross_entropy(logits, labels, label_smoothing=smoothing)
+
+    def fault(self, images: np.ndarray, chosen: np.ndarray) -> str:
+        """What made the loss of these images NaN or infinite, as a clause that ends with ": ".
+
+        Either parameters that the step before has spoilt, whose gradients are still there to see,
+        or the op that another forward finds. Weights and random streams stay as they are.
+        """
+        parameters = dict(self.network.named_parameters())
+        spoilt = [name for name, p in parameters.items() if not debug.is_finite(p.data)]
+        if spoilt:
+            name = spoilt[-1]  # backward begins at the last layer
+            more = f" and {len(spoilt) - 1} more" if len(spoilt) > 1 else ""
+            where = f"{debug.count(parameters[name].data)} in parameter {name}{more}"
+            gradient = parameters[name].grad
+            if gradient is None:  # there was no step before, in this process
+                return f"{where}: "
+            seen = debug.describe(gradient.data)
+            return f"the step before made {where} (its gradient: {seen}): "
+        state = get_rng_state()
+        try:
+            with debug.detect_anomaly():
+                self.forward(images, chosen)
+        except AnomalyError as error:
+            return str(error).partition("\n")[0] + ": "
+        finally:
+            set_rng_state(state)
+        return ""
 
     def augmented(self, images: np.ndarray) -> np.ndarray:
         recipe = self.recipe

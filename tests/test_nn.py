@@ -324,3 +324,48 @@ def test_forward_hooks_see_and_replace_the_output():
     remove_second()
     assert layer(x).numpy().tolist() == [0, 3]
     assert len(seen) == 1
+
+
+def test_modules_have_names_and_a_shared_one_comes_once():
+    shared = nn.Linear(2, 2)
+
+    class Block(nn.Module):
+        def __init__(self):
+            self.inner = nn.Sequential(shared, nn.ReLU())
+            self.others = {"first": [shared, nn.Dropout()]}
+
+        def forward(self, x):
+            return self.inner(x)
+
+    block = Block()
+    network = nn.Sequential(nn.Flatten(), block, shared)
+    named = dict(network.named_modules())
+    assert list(named) == [
+        *("", "0", "1", "1.inner", "1.inner.0", "1.inner.1", "1.others.first.1"),
+    ]
+    assert named[""] is network
+    assert named["1.inner.0"] is shared
+    assert list(network.modules()) == list(named.values())
+    names = dict(network.named_parameters())
+    assert all(name.rpartition(".")[0] in named for name in names)
+
+
+def test_gradients_and_activations_by_name():
+    network = nn.Sequential(nn.Linear(3, 4), nn.Sequential(nn.ReLU(), nn.Linear(4, 2)))
+    kept = {}
+    for name, module in network.named_modules():
+
+        def keep(module, inputs, y, name=name):
+            y.retain_grad()
+            kept[name] = y
+
+        module.register_forward_hook(keep)
+    x = np.random.default_rng(0).normal(size=(5, 3)).astype(np.float32)
+    (network(x) * 2).sum().backward()
+    assert list(kept) == ["0", "1.0", "1.1", "1", ""]
+    np.testing.assert_array_equal(kept["1.1"].grad.data, np.full((5, 2), 2))
+    expected = kept["1.1"].grad.data @ network[1][1].weight.data
+    np.testing.assert_allclose(kept["1.0"].grad.data, expected, rtol=1e-6)
+    np.testing.assert_array_equal(kept["1.0"].data, np.maximum(kept["0"].data, 0))
+    weight = dict(network.named_parameters())["0.weight"]
+    np.testing.assert_allclose(weight.grad.data, kept["0"].grad.data.T @ x, rtol=1e-5)

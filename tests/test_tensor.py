@@ -374,7 +374,7 @@ def test_shapes_that_do_not_fit_are_named(call, message):
 @pytest.mark.parametrize(
     ("call", "message"),
     [
-        (lambda x: x @ 2, r"^matmul\(a: float32 \(1,\), b: 2\): 'int' object has no"),
+        (lambda x: x @ 2, r"^matmul\(a: float32 \(1,\), b: 2\): it needs an array where"),
         (lambda x: ops.linear(x, None), r"^linear\(x: float32 \(1,\), weight: None"),
         (lambda x: x + "abc", r"^add\(a: .*elements must be bool, integer or floating"),
         (lambda x: x.astype(complex), r"^astype\(.*must be bool, integer or floating"),

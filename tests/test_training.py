@@ -1,10 +1,11 @@
 """The training loop: what it sees, what it keeps, that it goes on from anywhere."""
 
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from tinygrad_nnfs.models import augmentation, networks
 from tinygrad_nnfs.models.evaluation import evaluate
@@ -12,7 +13,7 @@ from tinygrad_nnfs.models.mlp import MLP
 from tinygrad_nnfs.models.recipes import RECIPES, Recipe
 from tinygrad_nnfs.models.training import Training, TrainingError
 
-from tinygrad_nnfs import checkpoint, nn
+from tinygrad_nnfs import checkpoint, get_rng_state, nn
 from tinygrad_nnfs.backend import restart_keys
 from tinygrad_nnfs.data import load, scale
 from tinygrad_nnfs.ops import softmax_cross_entropy
@@ -148,12 +149,76 @@ def test_a_state_of_another_training_is_refused():
             other.restore(arrays, text)
 
 
-def test_loss_that_is_not_finite_stops_at_that_step():
-    run = training(replace(SMALL, lr=1e30, epochs=3))
+def stopped(run):
+    """The message of a training whose loss does not stay finite."""
     with np.errstate(all="ignore"), pytest.raises(TrainingError) as error:
         list(run.steps())
-    assert f"in epoch {run.at.epoch + 1}, step {run.at.step + 1}" in str(error.value)
-    assert "smaller learning rate than 1e+30" in str(error.value)
+    assert "\n" not in str(error.value)
+    return str(error.value)
+
+
+@pytest.mark.parametrize("network", ["mlp", "cnn"])
+@given(exponent=st.integers(2, 30), seed=st.integers(0, 9))
+@settings(max_examples=5)
+def test_loss_that_is_not_finite_stops_at_that_step_and_names_the_op(network, exponent, seed):
+    """Oracle: the same batch again, layer by layer."""
+    recipe = replace(SMALL, network=network, lr=10.0**exponent, epochs=20, shift=1)
+    run, chosen = training(recipe, seed=seed), []
+    learn = run.learn
+    run.learn = lambda batch: (chosen.append(batch), learn(batch))
+    message = stopped(run)
+    place = f"in epoch {run.at.epoch + 1}, step {run.at.step + 1}: "
+    restart_keys(seed, run.at.step)
+    x = scale(run.augmented(run.images[chosen[-1]]))
+    with np.errstate(all="ignore"):
+        for i, layer in enumerate(run.network):  # noqa: B007
+            x = layer(x)
+            if not np.isfinite(getattr(x, "data", x)).all():
+                break
+    name, kind = type(run.network).__name__, type(layer).__name__
+    op = {"Linear": "linear", "Conv2d": "conv2d", "LeakyReLU": "leaky_relu", "Dropout": "dropout"}
+    assert f"{place}{op[kind]} in {name}, layer {i} ({kind}), made " in message
+    assert message.endswith(f" finite inputs: try a smaller learning rate than {recipe.lr:g}")
+
+
+def test_the_search_for_the_fault_changes_nothing(monkeypatch):
+    seen = []
+    fault = Training.fault
+
+    def watched(self, images, chosen):
+        state = [self.network.state_dict(), get_rng_state()]
+        seen.append((state, fault(self, images, chosen), self.network.state_dict()))
+        assert get_rng_state() == state[1]
+        return "(the fault)"
+
+    monkeypatch.setattr(Training, "fault", watched)
+    assert "(the fault)" in stopped(training(replace(SMALL, lr=1e30, epochs=3)))
+    (((weights, _), message, weights_after),) = seen
+    assert "made" in message
+    assert same(weights, weights_after)
+
+
+def test_parameters_that_the_step_before_has_spoilt_are_named():
+    run = training(replace(SMALL, lr=1e10, weight_decay=1e30))
+    assert re.search(
+        r"the loss is nan in epoch 1, step 2: the step before made [^:]*Inf in parameter 7.weight "
+        r"and 2 more \(its gradient: float32 \(10, 64\), [^:]*\): try a smaller",
+        stopped(run),
+    )
+
+
+def test_a_gradient_that_is_not_finite_while_the_loss_is_shows_in_the_next_step():
+    run = training()
+    run.network[4].register_forward_hook(lambda module, inputs, y: y + (y * 0).sqrt())
+    message = stopped(run)
+    assert "in epoch 1, step 2: the step before made 64 NaN in parameter 4.bias" in message
+    assert "and 3 more (its gradient: float32 (64,), no finite element, 64 NaN)" in message
+
+
+def test_parameters_that_were_never_finite_are_named():
+    run = training()
+    run.network[1].bias.data[3] = np.nan
+    assert "in epoch 1, step 1: 1 NaN in parameter 1.bias: try" in stopped(run)
 
 
 def test_the_learning_rate_follows_the_schedule_step_by_step():

@@ -3,6 +3,7 @@
 from tinygrad_nnfs import data, nn, ops, optim
 from tinygrad_nnfs import kernels as kernels
 from tinygrad_nnfs.backend import get_rng_state, manual_seed, set_rng_state
+from tinygrad_nnfs.debug import AnomalyError, detect_anomaly
 from tinygrad_nnfs.kernels.blas import use_blas_threads
 from tinygrad_nnfs.kernels.threads import num_threads, set_num_threads
 from tinygrad_nnfs.profiling import profile
@@ -11,12 +12,14 @@ from tinygrad_nnfs.tensor import Parameter, Tensor, no_grad
 
 __all__ = [
     "OPS",
+    "AnomalyError",
     "Float",
     "Index",
     "Number",
     "Parameter",
     "Tensor",
     "data",
+    "detect_anomaly",
     "get_rng_state",
     "manual_seed",
     "nn",

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeVar
 import numpy as np
 
 from tinygrad_nnfs.kernels import threads
-from tinygrad_nnfs.registry import Index, Op, check_result
+from tinygrad_nnfs.registry import Index, Op, captured_arrays, check_result
 from tinygrad_nnfs.tensor import Tensor
 
 T = TypeVar("T")
@@ -440,28 +440,8 @@ def check_saved_memory(op: Op[...], case: Case) -> None:
 
 
 def _captured(roots: Sequence[Any]) -> list[Any]:
-    """The arrays that functions keep alive, directly or through what they captured."""
-    arrays: dict[int, Any] = {}
-    stack, seen = list(roots), set()
-    while stack:
-        value = stack.pop()
-        if id(value) in seen:
-            continue
-        seen.add(id(value))
-        if isinstance(value, np.ndarray):
-            while isinstance(value.base, np.ndarray):
-                value = value.base
-            arrays[id(value)] = value
-        elif isinstance(value, list | tuple):
-            stack += value
-        elif isinstance(value, dict):
-            stack += value.values()
-        elif callable(value):
-            stack += [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
-            stack += getattr(value, "args", ())
-        elif hasattr(value, "__dict__") and not isinstance(value, type(np)):
-            stack += vars(value).values()
-    return list(arrays.values())
+    """The arrays whose memory functions keep alive, directly or through what they captured."""
+    return list({id(owner): owner for owner in map(_owner, captured_arrays(roots))}.values())
 
 
 def check_tape_freed(op: Op[...], case: Case) -> None:

@@ -95,10 +95,19 @@ class Module:
         return ((name, item) for name, item in self._members() if isinstance(item, Module))
 
     def modules(self) -> Iterator["Module"]:
-        """This module and every one inside it."""
-        yield self
-        for _, child in self.children():
-            yield from child.modules()
+        """This module and every one inside it; a shared one comes once."""
+        return (module for _, module in self.named_modules())
+
+    def named_modules(self) -> Iterator[tuple[str, "Module"]]:
+        """(name, module) pairs: ("", self), ("0", ...), ("3.1", ...); a shared one comes once."""
+        seen, waiting = set(), [("", self)]
+        while waiting:
+            name, module = waiting.pop()
+            if module not in seen:
+                seen.add(module)
+                yield name, module
+                prefix = f"{name}." if name else ""
+                waiting += [(prefix + n, child) for n, child in reversed([*module.children()])]
 
     def _named_tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers by their full names; a shared one under each of its names."""

@@ -8,6 +8,7 @@ import contextlib
 import functools
 import inspect
 import os
+import reprlib
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from types import ModuleType
@@ -115,6 +116,29 @@ def _run_observed(
     return run(xp, *arrays, **params)
 
 
+def captured_arrays(roots: Sequence[Any]) -> list[Array]:
+    """The arrays, views as they are, that functions captured, directly or through other things."""
+    arrays: dict[int, Array] = {}
+    stack, seen = list(roots), set()
+    while stack:
+        value = stack.pop()
+        if id(value) in seen:
+            continue
+        seen.add(id(value))
+        if backend.is_array(value):
+            arrays[id(value)] = value
+        elif isinstance(value, list | tuple):
+            stack += value
+        elif isinstance(value, dict):
+            stack += value.values()
+        elif callable(value):
+            stack += [cell.cell_contents for cell in getattr(value, "__closure__", None) or ()]
+            stack += getattr(value, "args", ())  # of a functools.partial
+        elif hasattr(value, "__dict__") and not isinstance(value, ModuleType):
+            stack += vars(value).values()
+    return list(arrays.values())
+
+
 _FLOAT32 = np.dtype(np.float32)
 
 OPS: dict[str, Op[...]] = {}
@@ -169,6 +193,8 @@ def op(
     names, kind_of = list(kind_by_name), tuple(kind_by_name.values())
     options = frozenset(signature.parameters).difference(names)
     arity = None if variadic else len(names)
+    optional = [n for n in names if signature.parameters[n].default is None]  # the last ones
+    required = None if variadic else len(names) - len(optional)
     variants: dict[ModuleType, list[tuple[Callable[..., bool], Callable[..., Any]]]] = {}
 
     def is_index(i: int) -> bool:
@@ -201,7 +227,8 @@ def op(
                 if dtype is _FLOAT32 or (dtype is not None and dtype.kind == "f"):
                     xp = np
             if xp is None:
-                xp, arrays = _convert(kind_of * len(inputs) if variadic else kind_of, inputs)
+                kinds = kind_of * len(inputs) if variadic else kind_of
+                xp, arrays = _convert(kinds, inputs, required)
             if variants and kernel_mode.enabled:
                 for when, variant in variants.get(xp, ()):
                     if when(*arrays, **params):
@@ -217,7 +244,8 @@ def op(
                 (e for e in (ValueError, IndexError) if isinstance(error, e)), TypeError
             )
             found = arrays if len(arrays) == len(inputs) else inputs
-            raise expected(f"{_describe(name, names, variadic, found)}: {error}") from error
+            reason = _reason(error)
+            raise expected(f"{_describe(name, names, variadic, found)}: {reason}") from error
         if type(result) is not tuple or len(result) != len(inputs) + 1:
             check_result(name, names, len(inputs), result)
         output = result[0]
@@ -316,8 +344,12 @@ def _bind(name: str, signature: inspect.Signature, inputs: Any, params: Any) -> 
     return bound.args, {k: v for k, v in bound.kwargs.items() if k in params}
 
 
-def _convert(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleType, list[Any]]:
+def _convert(
+    kinds: tuple[Any, ...], inputs: tuple[Any, ...], required: int | None
+) -> tuple[ModuleType, list[Any]]:
     """The inputs as arrays of one backend and, where they are computed with, of one dtype.
+
+    The first `required` (all if None) may not be None.
 
     float32 Tensor, float64 array or list or number     -> float32, the Tensor's
     float32 Tensor, float64 Tensor                      -> refused
@@ -325,6 +357,8 @@ def _convert(kinds: tuple[Any, ...], inputs: tuple[Any, ...]) -> tuple[ModuleTyp
     int64 Tensor, float64 array                         -> float64
     int64 Tensor, 0.5 or list of such numbers           -> float32
     """
+    if any(x is None for x in inputs[:required]):
+        raise TypeError("it needs an array where None is given")
     values = [x.data if isinstance(x, Tensor) else x for x in inputs]
     arrays = [v for v in values if backend.is_array(v)]
     if len({backend.device_of(v) for v in arrays}) > 1:
@@ -372,10 +406,20 @@ def _describe(name: str, names: list[str], variadic: bool, arrays: Sequence[Any]
     if variadic:
         names = [f"{names[0]}[{i}]" for i in range(len(arrays))]
     described = [
-        f"{n}: {a.dtype} {a.shape}" if hasattr(a, "shape") else f"{n}: {a!r}"
+        f"{n}: {a.dtype} {a.shape}"
+        if isinstance(a, Tensor) or backend.is_array(a)
+        else f"{n}: {' '.join(reprlib.repr(a).split())}"  # one line, however long a list is
         for n, a in zip(names, arrays, strict=False)
     ]
     return f"{name}({', '.join(described)})"
+
+
+def _reason(error: Exception) -> str:
+    """What the op found wrong, as the end of an error message."""
+    found = str(error).strip()  # numpy leaves a space behind
+    if found.startswith(("'int' object", "'float' object", "'bool' object")):
+        return f"it needs an array where a number is given ({found})"
+    return found
 
 
 def _add_method(method: str, lifted: Any, signature: inspect.Signature, spread: bool) -> None:

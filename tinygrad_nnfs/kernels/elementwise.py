@@ -101,6 +101,7 @@ def _is_quarters(x, *, kernel_size, stride=None, padding=0):
     """Windows of 2x2 that cover large images, channels last, without overlap or rest."""
     return (
         x.ndim == 4
+        and x.size > 0
         and _is_worth_it(x)
         and x.transpose(0, 2, 3, 1).flags.c_contiguous
         and pair("kernel_size", kernel_size, 1) == (2, 2)

@@ -76,6 +76,8 @@ class Geometry:
             )
         self.outputs, channels, *kernel = weight.shape
         self.kernel = tuple(kernel)
+        if not weight.size:
+            raise ValueError("weight has no elements")
         self.groups = groups
         if groups < 1 or self.outputs % groups:
             raise ValueError(f"{self.outputs} outputs do not divide into {groups} groups")

@@ -94,6 +94,8 @@ def embedding(xp, indices: Index, weight: Float):
     """Rows of a table: integers (...) in 0..k-1, weight (k, d) -> (..., d)."""
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices must be integers, found {indices.dtype}")
+    if weight.ndim != 2:
+        raise ValueError("weight must be (k, d), a row for each index")
     if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(weight):
         raise IndexError(
             f"indices must be in 0..{len(weight) - 1}, found "

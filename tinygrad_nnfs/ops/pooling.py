@@ -26,6 +26,8 @@ def max_pool2d(xp, x: Float, *, kernel_size, stride=None, padding=0):
     equal elements of a window the first, in row order, gets the gradient.
     """
     _, padding, places, overlap = _windows(x, kernel_size, stride, padding)
+    if 0 in x.shape[2:]:
+        raise ValueError("an image without pixels has no largest element")
     padded = pad_image(xp, x, padding, -xp.inf)
     y = padded[places[0]].copy(order="K")
     for place in places[1:]:

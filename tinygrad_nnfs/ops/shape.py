@@ -37,6 +37,8 @@ def _(draw):
 @op(method="transpose", spread=True, saves=0)
 def transpose(xp, x: Number, *, axes=None):
     """The axes in the order `axes` (numpy's transpose, PyTorch's permute); None reverses them."""
+    if axes is not None and len(axes) != x.ndim:
+        raise ValueError(f"axes must name each axis of x once, found {axes}")
     y = xp.transpose(x, axes)
     order = range(x.ndim)[::-1] if axes is None else [axis % x.ndim for axis in axes]
     inverse = [order.index(axis) for axis in range(x.ndim)]
@@ -135,6 +137,8 @@ def _(draw):
 @op(saves=0)
 def pad(xp, x: Number, *, pad_width, value=0):
     """x with `value` around it: `pad_width` is a (before, after) pair for each axis."""
+    if len(pad_width) != x.ndim:
+        raise ValueError(f"pad_width must be a pair for each axis of x, found {pad_width}")
     inner = tuple(
         slice(before, before + n) for (before, _), n in zip(pad_width, x.shape, strict=True)
     )
