@@ -31,6 +31,7 @@ Detail: TypeAlias = Literal["ops", "parameters", "tensors"]
 
 LIMIT = 500  # ops: more are neither laid out in a few seconds nor legible
 EXPLODED = 100  # times as large as near the loss
+FEW = 3  # uses of a leaf that are drawn as edges from one box
 LONGEST = 60  # characters of a name
 
 FONT = "Helvetica,Arial,sans-serif"
@@ -245,11 +246,15 @@ class _Drawing:
             self.whole.graph.edge(op, leaf, dir="back", **label)
 
     def place_leaf(self, node: Node, frame: _Frame) -> str:
-        """The box of a leaf. A module's parameter has one beside every op that uses it."""
+        """The box of a leaf. A module's parameter has one beside every op that uses it.
+
+        So has what is used often: Graphviz takes minutes for a hundred edges from one box.
+        """
         box, uses = self.id[node], self.uses[node]
         self.placed[node] += 1
         own = node in self.of_module
-        if own:
+        repeated = own or uses > FEW
+        if repeated:
             box += f"use{self.placed[node]}"
         elif self.placed[node] > 1:
             return box
@@ -258,7 +263,7 @@ class _Drawing:
             wrong = Statistics.of(tensor.data).problem
             problems += [f"value {wrong}"] if wrong in ("NaN", "inf") else []
         details = [_kind(node), *self.values(node)]
-        details += [f"used {uses} times"] if own and uses > 1 else []
+        details += [f"used {uses} times"] if repeated and uses > 1 else []
         where = frame if own else self.whole
         self.box(where, box, self.names.get(node), details, problems, fillcolor=YELLOW)
         return box
@@ -440,7 +445,8 @@ def _text(text: str) -> str:
     """Any text for a label: printable, not too long, escaped, and never empty."""
     text = "".join(c if c.isprintable() else "\N{REPLACEMENT CHARACTER}" for c in text)
     text = text if len(text) <= 2 * LONGEST else text[: 2 * LONGEST - 1] + "…"
-    return html.escape(text if text.strip() else repr(text), quote=False)
+    escaped = html.escape(text if text.strip() else repr(text), quote=False)
+    return escaped.replace("\\", "\\\\")  # \N would be the box's name
 
 
 def _small(*lines: str) -> str:

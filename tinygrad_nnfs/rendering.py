@@ -19,6 +19,7 @@ from tinygrad_nnfs.checkpoint import write_file
 
 FORMATS = ("svg", "png", "pdf")  # that an engine makes; .dot needs none
 INSTALL = "pip install 'tinygrad_nnfs[draw]', or install Graphviz, whose program is dot"
+PATIENCE = 60  # seconds
 OPTIONS = {
     "svg": {},
     "png": {"dpi": "144"},
@@ -59,8 +60,16 @@ def render(picture: graphviz.Digraph, form: str) -> bytes:
     copy = picture.copy()
     copy.attr(**OPTIONS[form])
     problem = ""
-    for command in _engines():
-        done = subprocess.run([*command, form], input=copy.source.encode(), capture_output=True)
+    for command in _commands(form):
+        try:
+            done = subprocess.run(
+                command, input=copy.source.encode(), capture_output=True, timeout=PATIENCE
+            )
+        except subprocess.TimeoutExpired:
+            raise GraphError(
+                f"Graphviz has not laid out this graph in {PATIENCE} s: draw a part of it, or less "
+                'detail (detail="ops")'
+            ) from None
         if done.returncode == 0 and done.stdout:
             picture_bytes: bytes = done.stdout
             return picture_bytes
@@ -72,13 +81,13 @@ def render(picture: graphviz.Digraph, form: str) -> bytes:
     raise NoEngineError(f"nothing is installed that draws graphs: {INSTALL}")
 
 
-def _engines() -> Iterable[list[str]]:
-    """The commands that take a graph in the dot language and, as the last argument, a format."""
+def _commands(form: str) -> Iterable[list[str]]:
+    """The commands that make a picture of a graph in the dot language, the best first."""
     dot = shutil.which("dot")
     if dot:
-        yield [dot, "-T"]
+        yield [dot, f"-T{form}"]
     if importlib.util.find_spec("pygraphviz"):
-        yield [sys.executable, "-P", "-c", PYGRAPHVIZ]  # -P: nothing from the current folder
+        yield [sys.executable, "-P", "-c", PYGRAPHVIZ, form]  # -P: nothing from the current folder
 
 
 def save(picture: graphviz.Digraph, path: str | os.PathLike[str]) -> None:
