@@ -144,6 +144,8 @@ class _Drawing:
         self.placed: Counter[Node] = Counter()  # how many boxes a leaf has so far
         self.calls = {node: stats.call_of(node) for node in nodes} if stats else {}
         self.show_values = stats is not None
+        # among numbers alone time is the interpreter's: what counts is the chain rule
+        self.timed = bool(self.calls) and any(math.prod(node.shape) > 1 for node in nodes)
         times = [call.forward + call.backward for call in self.calls.values() if call]
         self.longest = max(times, default=0.0)
         self.near_loss = next(
@@ -172,7 +174,7 @@ class _Drawing:
         )
         graph.attr("node", height="0.2", width="0.2", fontcolor=INK, color=GREY, fillcolor=WHITE)
         graph.attr("edge", arrowsize="0.6", color=GREY, fontname=FONT, fontsize=str(SMALL))
-        if self.calls:
+        if self.timed:
             graph.attr(label=self.caption())
         self.whole = _Frame(graph)
         for node in self.nodes:
@@ -195,7 +197,7 @@ class _Drawing:
         frame = self.frame(node.scope)
         call, box = self.calls.get(node), self.id[node]
         title, *under = self.op_title(node)
-        figures, colour = self.figures(call) if call else [], self.colour(call)
+        figures, colour = self.figures(call), self.colour(call)
         result, problems = self.values(node), self.problems(node)
         if self.detail == "tensors":
             self.box(frame, box, title, [*under, *figures], [], fillcolor=colour)
@@ -321,8 +323,10 @@ class _Drawing:
         text = text if len(text) <= LONGEST else text[: LONGEST - 1] + "…"
         return (f"{path}: " if path else "") + text + f", call {number} of {calls}" * (calls > 1)
 
-    def figures(self, call: Call) -> list[str]:
+    def figures(self, call: Call | None) -> list[str]:
         """Time, bytes and speed of an op."""
+        if call is None or not self.timed:
+            return []
         parts = [f"{_time(call.forward)} + {_time(call.backward)}", _bytes(call.bytes)]
         if call.forward_flops:
             rates = [_rate(call.forward_flops, call.forward)]
@@ -368,7 +372,7 @@ class _Drawing:
         return found
 
     def colour(self, call: Call | None) -> str:
-        if not self.calls:
+        if not self.timed:
             return BLUE
         share = (call.forward + call.backward) / self.longest if call and self.longest else 0
         return "#" + "".join(f"{round(255 + share * (c - 255)):02x}" for c in HOT)
@@ -450,8 +454,15 @@ def _text(text: str) -> str:
 
 
 def _small(*lines: str) -> str:
-    inside = "<br/>".join(map(_text, lines))
-    return f'<font point-size="{SMALL}">{inside}</font>'
+    """Lines of small text. A line is as high as the largest font in it: a space makes it higher.
+
+    Otherwise the underscores of one line touch the brackets of the next.
+    """
+    heights = [SMALL + 2.5, *[SMALL + 1] * len(lines)]
+    return "<br/>".join(
+        f'<font point-size="{SMALL}">{_text(line)}</font><font point-size="{height}"> </font>'
+        for line, height in zip(lines, heights, strict=False)
+    )
 
 
 def _kind(node: Node) -> str:

@@ -23,7 +23,7 @@ PATIENCE = 60  # seconds
 OPTIONS = {
     "svg": {},
     "png": {"dpi": "144"},
-    "pdf": {"size": "7.3,10.7"},  # inches: a larger one is scaled to a page of A4, less its margins
+    "pdf": {"size": "7.2,10.6"},  # inches: a larger one is scaled to A4, less half an inch around
 }
 PYGRAPHVIZ = """
 import sys, pygraphviz
