@@ -256,6 +256,20 @@ def test_an_input_that_was_not_given_is_not_drawn():
     assert re.findall(r"label=<&#160;(\w+)>", named.source) == ["x", "weight", "bias"]
 
 
+def test_an_op_has_room_for_two_parameters_beside_it():
+    class Three(nn.Module):
+        def __init__(self):
+            self.parts = [Parameter(np.ones(2)) for _ in range(3)]
+
+        def forward(self):
+            return ops.concatenate(*self.parts, axis=0)
+
+    picture = draw(Three()())
+    assert {"parts.0", "parts.1", "parts.2"} < set(titles(picture))
+    assert picture.source.count("rank=same") == 2
+    assert sum(edges(picture).values()) == 3
+
+
 def test_ops_of_ones_own():
     @op
     def my_op(xp, x, *, unused=1):
@@ -431,6 +445,7 @@ def test_names_may_be_any_text(names):
     for name in names:
         if len(name.split()) == 1 and name.isprintable():
             assert name in shown
+    assert "''" in shown  # the empty name: an empty line is an error to older versions
     assert len(boxes(picture)) == 2 * len(names) + 2
 
 
