@@ -231,6 +231,16 @@ def test_layers_used_from_outside_their_network_have_names():
     assert alone == "Linear(3, 3)"
 
 
+def test_modules_side_by_side_may_have_the_same_names():
+    first, second = nn.Linear(3, 3), nn.Sequential(nn.Linear(3, 3), nn.ReLU())
+    third = nn.Linear(3, 2, bias=False)
+    picture = draw(third(second(first(np.ones((2, 3))))))
+    assert Counter(t for t in titles(picture) if "Linear" not in t) == {
+        "weight": 2, "bias": 1, "0.weight": 1, "0.bias": 1, "1: ReLU": 1,
+    }  # fmt: skip
+    assert picture.source.count("rank=same") == 5
+
+
 def test_without_modules():
     x = Tensor([1.0, 2.0], requires_grad=True)
     w = Tensor([3.0, 4.0], requires_grad=True)
@@ -289,6 +299,7 @@ def test_mistakes_are_one_clear_line():
     for error, message, call in (
         (RuntimeError, r"nothing was recorded .* no_grad\(\)", lambda: draw(y)),
         (RuntimeError, "nothing was recorded", lambda: draw(x.detach())),
+        (TypeError, "names must be of Tensors, 'w' is not", lambda: draw(x, names={"w": 1.0})),
         (TypeError, "expected a Tensor, found float", lambda: draw(1.0)),
         (
             ValueError,

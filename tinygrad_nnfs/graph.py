@@ -62,7 +62,7 @@ def draw(
             Ops are then filled by the time that they took; bytes, GFLOP/s and mean ± std of
             outputs and gradients are shown. What is NaN, infinite or all zero, and gradients
             that have grown EXPLODED times on their way from the loss, are outlined in red.
-        names: tensors to be shown under names of yours. Parameters of a module have theirs.
+        names: tensors on the tape by names of yours. Parameters of a module have theirs.
         limit: the largest number of ops to draw.
 
     Raises RuntimeError if nothing was recorded for `loss`, ValueError if the graph is larger than
@@ -89,7 +89,11 @@ def draw(
             "draw: stats knows none of these ops: run the forward, and the backward, inside "
             "`with profile(statistics=True) as p:`"
         )
-    return _Drawing(nodes, detail, stats, names or {}).picture()
+    names = names or {}
+    wrong = [name for name, tensor in names.items() if not isinstance(tensor, Tensor)]
+    if wrong:
+        raise TypeError(f"draw: names must be of Tensors, {wrong[0]!r} is not")
+    return _Drawing(nodes, detail, stats, names).picture()
 
 
 def save(picture: "graphviz.Digraph", path: str | os.PathLike[str]) -> None:
@@ -119,10 +123,9 @@ def _enclosing(scope: Scope | None) -> Iterator[Scope]:
 
 @dataclasses.dataclass
 class _Frame:
-    """A part of the picture: the whole (scope None), or the frame round a module's call."""
+    """A part of the picture: the whole, or the frame round a module's call."""
 
     graph: Any  # graphviz.Digraph
-    scope: Scope | None = None
     inner: "list[_Frame]" = dataclasses.field(default_factory=list)
 
     def closed(self) -> Any:
@@ -144,22 +147,21 @@ class _Drawing:
         self.placed: Counter[Node] = Counter()  # how many boxes a leaf has so far
         self.calls = {node: stats.call_of(node) for node in nodes} if stats else {}
         self.show_values = stats is not None
+        self.gradients = {node: self.gradient(node) for node in nodes} if stats else {}
         # among numbers alone time is the interpreter's: what counts is the chain rule
         self.timed = bool(self.calls) and any(math.prod(node.shape) > 1 for node in nodes)
         times = [call.forward + call.backward for call in self.calls.values() if call]
         self.longest = max(times, default=0.0)
-        self.near_loss = next(
-            (g.rms for g in map(self.gradient, reversed(nodes)) if g and g.size > 1), 0.0
-        )
+        of_ops = (self.gradients.get(node) for node in reversed(nodes) if node.op)
+        self.near_loss = next((g.rms for g in of_ops if g and g.size > 1), 0.0)
         self.ops_in = Counter(
             id(scope) for node in nodes if node.op for scope in _enclosing(node.scope)
         )
-        self.parameters = _parameters(nodes)
-        self.tensors = {tensor.node: tensor for tensor in self.parameters.values() if tensor.node}
-        self.tensors |= {tensor.node: tensor for tensor in names.values() if tensor.node}
-        self.names = {t.node: name for name, t in self.parameters.items() if t.node}
-        self.of_module = set(self.names)
-        self.names |= {tensor.node: name for name, tensor in names.items() if tensor.node}
+        parameters = list(_parameters(nodes))
+        self.of_module = {tensor.node for _, tensor in parameters}
+        named = [*parameters, *names.items()]
+        self.tensors = {tensor.node: tensor for _, tensor in named if tensor.node}
+        self.names = {tensor.node: name for name, tensor in named if tensor.node}
         self.calls_of_module = _numbered(nodes)
         self.frames: dict[int, _Frame] = {}
 
@@ -170,7 +172,7 @@ class _Drawing:
         graph.attr(rankdir="TB", ranksep="0.2", nodesep="0.15", fontname=FONT, fontsize="10")
         graph.attr(labelloc="b", fontcolor=INK, color=GREY, bgcolor="white")
         graph.attr(
-            "node", shape="box", style="filled", fontname=FONT, fontsize="10", margin="0.1,0.04"
+            "node", shape="box", style="filled", fontname=FONT, fontsize="10", margin="0.06,0.04"
         )
         graph.attr("node", height="0.2", width="0.2", fontcolor=INK, color=GREY, fillcolor=WHITE)
         graph.attr("edge", arrowsize="0.6", color=GREY, fontname=FONT, fontsize=str(SMALL))
@@ -313,7 +315,7 @@ class _Drawing:
         return [self.module_title(only), " → ".join([own, *kind])]
 
     def module_title(self, scope: Scope) -> str:
-        """`0: Conv2d(1, 32, kernel_size=(3, 3))`: its name in the frame around it, its repr."""
+        """`0: Conv2d(1, 32, kernel_size=3)`: its name in the frame around it, and what it is."""
         module = scope[0]
         around = next((s for s in _enclosing(scope[1]) if self.ops_in[id(s)] > 1), scope[1])
         path = _path(module, around[0]) if around else None
@@ -339,7 +341,7 @@ class _Drawing:
         """Mean and std of an output and of its gradient; of a single element, the element."""
         if not self.show_values:
             return []
-        call, gradient = self.calls.get(node), self.gradient(node)
+        call, gradient = self.calls.get(node), self.gradients.get(node)
         output = call.output if call else None
         if output is None and node.shape == () and node in self.tensors:
             output = Statistics.of(self.tensors[node].data)
@@ -351,15 +353,15 @@ class _Drawing:
         return [",  ".join(parts)] if parts else []
 
     def gradient(self, node: Node) -> Statistics | None:
+        """That of an op as the profile has seen it, that of a leaf as it is now."""
         if node.op is None:
-            kept = node.grad if self.show_values else None
-            return Statistics.of(kept.data) if kept is not None else None
+            return Statistics.of(node.grad.data) if node.grad is not None else None
         call = self.calls.get(node)
         return call.gradient if call else None
 
     def problems(self, node: Node) -> list[str]:
         """What is wrong with an op's output, or with a gradient, in words."""
-        call, gradient = self.calls.get(node), self.gradient(node)
+        call, gradient = self.calls.get(node), self.gradients.get(node)
         found = []
         if call and call.output and call.output.problem and call.output.size > 1:
             found.append(f"output {call.output.problem}")
@@ -390,20 +392,21 @@ class _Drawing:
                 inner = graphviz.Digraph(f"cluster_{len(self.frames)}")
                 inner.attr(label=f"<<b>{_text(self.module_title(scope))}</b>>", labelloc="t")
                 inner.attr(labeljust="l", margin="8", style="rounded", tooltip=" ")
-                self.frames[id(scope)] = _Frame(inner, scope)
+                self.frames[id(scope)] = _Frame(inner)
                 frame.inner.append(self.frames[id(scope)])
             frame = self.frames[id(scope)]
         return frame
 
 
-def _parameters(nodes: Iterable[Node]) -> dict[str, Tensor]:
-    """The parameters of all outermost modules, by name."""
-    modules = {}
+def _parameters(nodes: Iterable[Node]) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of all outermost modules, with their names there."""
+    modules: dict[int, nn.Module] = {}
     for node in nodes:
         for scope in _enclosing(node.scope):
             if scope[1] is None:
                 modules[id(scope[0])] = scope[0]
-    return {name: p for module in modules.values() for name, p in module.named_parameters()}
+    for module in modules.values():
+        yield from module.named_parameters()
 
 
 def _numbered(nodes: Iterable[Node]) -> dict[int, tuple[int, int]]:
@@ -439,7 +442,7 @@ def _input_names(node: Node) -> list[str]:
     inputs = [p for p in inspect.signature(op).parameters.values() if p.kind is not p.KEYWORD_ONLY]
     if inputs and inputs[0].kind is inspect.Parameter.VAR_POSITIONAL:
         return [f"{inputs[0].name} {i}" for i in range(len(node.inputs))]
-    return [p.name for p in inputs]
+    return [p.name for p in inputs] if len(inputs) == len(node.inputs) else []
 
 
 # -- text ------------------------------------------------------------------------------------------
@@ -460,7 +463,7 @@ def _small(*lines: str) -> str:
     """
     heights = [SMALL + 2.5, *[SMALL + 1] * len(lines)]
     return "<br/>".join(
-        f'<font point-size="{SMALL}">{_text(line)}</font><font point-size="{height}"> </font>'
+        f'<font point-size="{height}"> <font point-size="{SMALL}">{_text(line)}</font> </font>'
         for line, height in zip(lines, heights, strict=False)
     )
 
