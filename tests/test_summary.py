@@ -128,6 +128,14 @@ def test_modules_with_ops_of_their_own():
     assert found.parameters == 23
 
 
+def test_a_layer_that_is_there_twice():
+    layer = nn.Linear(3, 3)
+    found = summary(nn.Sequential(layer, nn.ReLU(), layer), (3,), batch=2)
+    assert [(row.output, row.parameters, row.flops) for row in found.rows] == [
+        ((2, 3), 12, 36), ((2, 3), 0, 0), ((2, 3), 0, 36),
+    ]  # fmt: skip
+
+
 def test_a_layer_alone_and_a_frozen_one():
     network = nn.Linear(3, 2)
     network.weight.requires_grad = False

@@ -122,7 +122,7 @@ def summary(network: nn.Module, input_shape: tuple[int, ...], *, batch: int = 64
     walk = _Walk(network)
     removers = [
         module.register_forward_hook(walk.layer)
-        for module in network.modules()
+        for module in set(network.modules())  # one hook each, also if it is there twice
         if not list(module.children())
     ]
     recorded, recording.on = recording.on, True  # what is kept for backward is found on the tape
