@@ -5,7 +5,16 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tinygrad_nnfs.models.commands import evaluate, export, predict, recipes, reproduce, train
+from tinygrad_nnfs.models.commands import (
+    evaluate,
+    export,
+    graph,
+    predict,
+    recipes,
+    reproduce,
+    summary,
+    train,
+)
 from tinygrad_nnfs.models.commands.arguments import CommandError
 from tinygrad_nnfs.models.evaluation import EvaluationError
 from tinygrad_nnfs.models.training import TrainingError
@@ -15,11 +24,16 @@ from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
 from tinygrad_nnfs.interop import InteropError
 
-COMMANDS = (train, recipes, evaluate, predict, export, reproduce)
+COMMANDS = (train, recipes, evaluate, predict, graph, summary, export, reproduce)
 ERRORS = (CheckpointError, DataError, EvaluationError, InteropError, TrainingError)
 MODELS = ("filelock", "matplotlib", "PIL", "rich", "safetensors", "sklearn")
 # the extra that each optional package is of
-PACKAGES = {**dict.fromkeys(MODELS, "models"), "onnx": "onnx", "tensorboardX": "tensorboard"}
+PACKAGES = {
+    **dict.fromkeys(MODELS, "models"),
+    "graphviz": "draw",
+    "onnx": "onnx",
+    "tensorboardX": "tensorboard",
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:

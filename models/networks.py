@@ -60,6 +60,21 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, str]]
     )
 
 
+def find(name: str) -> nn.Module:
+    """A network by its name, with fresh weights, or that of a model file or a run's folder.
+
+    Raises CheckpointError.
+    """
+    if name in NETWORKS:
+        return build(name)
+    if not Path(name).exists():
+        raise CheckpointError(
+            f"{quoted(name)} is neither a network, which are {' and '.join(NETWORKS)}, nor a model "
+            "file, nor a run's folder"
+        )
+    return load_model(name)[0]
+
+
 def build(name: str) -> nn.Module:
     """A network whose weights will be replaced: the caller's random streams stay where they are."""
     state = get_rng_state()

@@ -189,8 +189,7 @@ def test_layers(layer, x, y):
 def test_repr_shows_the_tree():
     text = repr(nn.Sequential(nn.Linear(2, 3), nn.Sequential(nn.Dropout(0.2))))
     assert text == (
-        "Sequential(\n  (0): Linear(2, 3, bias=True)\n"
-        "  (1): Sequential(\n    (0): Dropout(0.2)\n  )\n)"
+        "Sequential(\n  (0): Linear(2, 3)\n  (1): Sequential(\n    (0): Dropout(0.2)\n  )\n)"
     )
 
 

@@ -243,6 +243,18 @@ def he_normal(shape: tuple[int, ...]) -> Parameter:
     return Parameter(backend.random_normal(shape) * np.float32(std))
 
 
+def _unusual(module: Module, **defaults: Any) -> str:
+    """The options of a module that are not the default, for `describe`: ", stride=2"."""
+    options = {name: _plain(getattr(module, name)) for name in defaults}
+    return "".join(f", {name}={v}" for name, v in options.items() if v != defaults[name])
+
+
+def _plain(value: Any) -> Any:
+    """A pair of equal numbers as that number, which is how users write it."""
+    pair = isinstance(value, tuple) and len(value) == 2
+    return value[0] if pair and value[0] == value[1] else value
+
+
 def _zeros(size: int) -> np.ndarray:
     return np.zeros(size, np.float32)
 
@@ -264,7 +276,7 @@ class Linear(Module):
 
     def describe(self) -> str:
         outputs, inputs = self.weight.shape
-        return f"{inputs}, {outputs}, bias={self.bias is not None}"
+        return f"{inputs}, {outputs}" + ", bias=False" * (self.bias is None)
 
 
 class Conv2d(Module):
@@ -310,10 +322,9 @@ class Conv2d(Module):
 
     def describe(self) -> str:
         outputs, inputs, *kernel = self.weight.shape
-        names = ("stride", "padding", "dilation", "groups", "precision")
-        options = ", ".join(f"{name}={getattr(self, name)}" for name in names)
-        sizes = f"{inputs * self.groups}, {outputs}, kernel_size={tuple(kernel)}"
-        return f"{sizes}, {options}, bias={self.bias is not None}"
+        sizes = f"{inputs * self.groups}, {outputs}, kernel_size={_plain(tuple(kernel))}"
+        options = _unusual(self, stride=1, padding=0, dilation=1, groups=1, precision="fast")
+        return sizes + options + ", bias=False" * (self.bias is None)
 
 
 class _Pool2d(Module):
@@ -328,7 +339,7 @@ class _Pool2d(Module):
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def describe(self) -> str:
-        return f"{self.kernel_size}, stride={self.stride}, padding={self.padding}"
+        return f"{self.kernel_size}" + _unusual(self, stride=None, padding=0)
 
 
 class MaxPool2d(_Pool2d):
@@ -418,7 +429,7 @@ class BatchNorm2d(Module):
         )
 
     def describe(self) -> str:
-        return f"{len(self.weight)}, momentum={self.momentum}, eps={self.eps}"
+        return f"{len(self.weight)}" + _unusual(self, momentum=0.1, eps=1e-5)
 
 
 class LayerNorm(Module):
@@ -434,4 +445,4 @@ class LayerNorm(Module):
         return ops.layer_norm(x, self.weight, self.bias, eps=self.eps)
 
     def describe(self) -> str:
-        return f"{self.weight.shape}, eps={self.eps}"
+        return f"{self.weight.shape}" + _unusual(self, eps=1e-5)

@@ -1,13 +1,19 @@
 """Where does the time go? Time, calls, bytes and GFLOP/s of every op, forward and backward."""
 
 import functools
+import math
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from types import ModuleType
 from typing import Any
+from weakref import WeakKeyDictionary
 
+import numpy as np
+
+from tinygrad_nnfs import backend
+from tinygrad_nnfs.backend import Array
 from tinygrad_nnfs.registry import Op, observed_by
 from tinygrad_nnfs.tensor import Node
 
@@ -26,6 +32,53 @@ class Row:
     backward_flops: int = 0
 
 
+@dataclass(frozen=True)
+class Statistics:
+    """What the elements of an array are like. Mean and std are of its finite elements."""
+
+    size: int
+    mean: float  # NaN if nothing is finite, as is std
+    std: float
+    zeros: float  # the share of elements that are 0, in [0, 1]
+    nan: int  # how many are NaN
+    inf: int  # how many are infinite
+
+    @staticmethod
+    def of(array: Array) -> "Statistics":
+        xp = backend.of(array)
+        finite = xp.isfinite(array)
+        count = int(finite.sum())
+        nan = int(xp.isnan(array).sum()) if count < array.size else 0
+        values = array if count == array.size else array[finite]
+        mean = std = math.nan
+        if count:
+            with np.errstate(over="ignore", invalid="ignore"):  # of float64's largest numbers
+                mean = float(values.mean(dtype=np.float64))
+                std = float(values.std(dtype=np.float64))
+        zeros = 1 - int(xp.count_nonzero(array)) / array.size if array.size else 0.0
+        return Statistics(array.size, mean, std, zeros, nan, array.size - count - nan)
+
+    @property
+    def rms(self) -> float:
+        """The root of the mean square of the finite elements: how large they are."""
+        return math.hypot(self.mean, self.std)
+
+    @property
+    def problem(self) -> str:
+        """What is wrong with such an output or gradient: "NaN", "inf", "all zero" or nothing."""
+        if self.nan or self.inf:
+            return "NaN" if self.nan else "inf"
+        return "all zero" if self.size and self.zeros == 1 else ""
+
+
+@dataclass
+class Call(Row):
+    """What one call of an op did, for `profile(statistics=True)`."""
+
+    output: Statistics | None = None
+    gradient: Statistics | None = None  # of the loss with respect to the output, after backward
+
+
 class profile:  # noqa: N801, used like a function
     """Measure the ops that run inside, in all threads:
 
@@ -36,11 +89,19 @@ class profile:  # noqa: N801, used like a function
 
     `p.rows` has the figures, the longest first. A backward counts, whenever it runs, if its forward
     ran inside.
+
+    With `statistics=True`, `p.calls` has those of every single call, in the order of the calls, and
+    the statistics of its output and of the gradient with respect to it, which take their own time;
+    `graph.draw(loss, stats=p)` shows them.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, statistics: bool = False) -> None:
         self._rows: dict[tuple[str, str], Row] = {}
         self._lock = threading.Lock()
+        self._latest = threading.local()  # each thread's last call
+        self._call_of: WeakKeyDictionary[Node, Call] = WeakKeyDictionary()
+        self.statistics = statistics
+        self.calls: list[Call] = []
         self.elapsed = 0.0
 
     def __enter__(self) -> "profile":
@@ -80,30 +141,54 @@ class profile:  # noqa: N801, used like a function
         output, *rules = result
         flops = op.flops(output, *arrays, **params) if op.flops else 0
         sizes = [getattr(array, "nbytes", 0) for array in (*arrays, output)]
+        key = op.__name__, variant
+        call = None
+        if self.statistics:
+            call = self._latest.call = Call(*key, output=Statistics.of(output))
         with self._lock:
-            key = op.__name__, variant
-            row = self._rows.setdefault(key, Row(*key))
-            row.calls += 1
-            row.forward += elapsed
-            row.bytes += sum(sizes)
-            row.forward_flops += flops
+            rows = [self._rows.setdefault(key, Row(*key))]
+            if call:
+                self.calls.append(call)
+                rows.append(call)
+            for row in rows:
+                row.calls += 1
+                row.forward += elapsed
+                row.bytes += sum(sizes)
+                row.forward_flops += flops
         timed = [
-            rule and functools.partial(self._apply, rule, row, flops * (getattr(x, "ndim", 0) > 1))
+            rule and functools.partial(self._apply, rule, rows, flops * (getattr(x, "ndim", 0) > 1))
             for rule, x in zip(rules, arrays, strict=False)
         ]
         return (output, *timed, *rules[len(timed) :])
 
     def recorded(self, node: Node) -> None:
-        pass
+        """Take the statistics of the node's gradient, once: before the first of its rules."""
+        if not self.statistics or node.rules is None:
+            return
+        call, rules = self._latest.call, list(node.rules)
+        first, rule = next((i, rule) for i, rule in enumerate(rules) if rule)
+        rules[first] = functools.partial(self._look, rule, call)
+        node.rules = rules
+        with self._lock:
+            self._call_of[node] = call
 
-    def _apply(self, rule: Callable[[Any], Any], row: Row, flops: int, dy: Any) -> Any:
+    def call_of(self, node: Node) -> Call | None:
+        """The call that made a node of the tape, if it ran inside, with `statistics=True`."""
+        return self._call_of.get(node)
+
+    def _apply(self, rule: Callable[[Any], Any], rows: list[Row], flops: int, dy: Any) -> Any:
         start = time.perf_counter()
         dx = rule(dy)
         elapsed = time.perf_counter() - start
         with self._lock:
-            row.backward += elapsed
-            row.backward_flops += flops
+            for row in rows:
+                row.backward += elapsed
+                row.backward_flops += flops
         return dx
+
+    def _look(self, rule: Callable[[Any], Any], call: Call, dy: Any) -> Any:
+        call.gradient = Statistics.of(dy)
+        return rule(dy)
 
     def __str__(self) -> str:
         lines = [
