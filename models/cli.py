@@ -5,7 +5,15 @@ import sys
 from collections.abc import Sequence
 from typing import NoReturn
 
-from tinygrad_nnfs.models.commands import evaluate, export, predict, recipes, reproduce, train
+from tinygrad_nnfs.models.commands import (
+    evaluate,
+    export,
+    gradcheck,
+    predict,
+    recipes,
+    reproduce,
+    train,
+)
 from tinygrad_nnfs.models.commands.arguments import CommandError
 from tinygrad_nnfs.models.evaluation import EvaluationError
 from tinygrad_nnfs.models.training import TrainingError
@@ -15,7 +23,7 @@ from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
 from tinygrad_nnfs.interop import InteropError
 
-COMMANDS = (train, recipes, evaluate, predict, export, reproduce)
+COMMANDS = (train, recipes, evaluate, predict, export, reproduce, gradcheck)
 ERRORS = (CheckpointError, DataError, EvaluationError, InteropError, TrainingError)
 MODELS = ("filelock", "matplotlib", "PIL", "rich", "safetensors", "sklearn")
 # the extra that each optional package is of

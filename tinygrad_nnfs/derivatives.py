@@ -12,20 +12,21 @@ STEP = 1e-3  # of the central differences, which look at a function within 2 STE
 # -- central differences ---------------------------------------------------------------------------
 
 
-def slope(f: Callable[[float], float]) -> float:
-    """f'(0) by central differences of fourth order."""
+def slope(f: Callable[[float], Any]) -> Any:
+    """f'(0) by central differences of fourth order; f gives arrays."""
     return (8 * (f(STEP) - f(-STEP)) - (f(2 * STEP) - f(-2 * STEP))) / (12 * STEP)
 
 
-def roughness(f: Callable[[float], float]) -> float:
-    """Nearly 0 where f is smooth within 2 STEP of 0; at least 6 times the error of `slope` if not.
+def roughness(f: Callable[[float], Any]) -> Any:
+    """Nearly 0 where f is smooth within 2 STEP of 0; else at least twice the error of `slope`.
 
     These are the sixth differences of nine values of f, divided by STEP. Where f is smooth they are
     f^(6) STEP^5 / 64, which is nothing, plus rounding. A kink, where the slopes of the two sides
     disagree by J, makes them about J, wherever between the nine values it lies; a jump, more.
+    It is found for each element on its own, since kinks of several may cancel in a sum.
     """
     values = [f(i * STEP / 2) for i in range(-4, 5)]
-    return float(abs(np.diff(values, 6)).max()) / STEP
+    return abs(np.diff(values, 6, axis=0)).max(axis=0) / STEP
 
 
 # -- the complex step ------------------------------------------------------------------------------
@@ -34,26 +35,31 @@ _TINY = 1e-30
 
 # Whatever is not named here may be no analytic function of a complex number: comparisons, abs, max,
 # sorting, .real. Some of those numpy computes for complex numbers all the same, by other meanings.
-_ELEMENTWISE = """add subtract multiply divide negative positive power float_power reciprocal square
+_ELEMENTWISE = """
+    add subtract multiply divide negative positive power float_power reciprocal square
     sqrt exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos arctan sinh cosh tanh arcsinh
-    arccosh arctanh matmul vecdot""".split()
-_FUNCTIONS = """append broadcast_to concatenate copy cross cumprod cumsum diag diagonal diff dot
+    arccosh arctanh matmul vecdot
+"""
+_FUNCTIONS = """
+    append broadcast_to concatenate copy cross cumprod cumsum diag diagonal diff dot
     einsum empty_like expand_dims flip full_like hstack inner kron mean moveaxis ndim ones_like
     outer pad permute_dims prod ravel repeat reshape roll rot90 shape size split squeeze stack sum
-    swapaxes take tensordot tile trace transpose tril triu vstack where zeros_like""".split()
-_NEW = "arange array asarray ascontiguousarray empty eye full identity ones zeros".split()
-_ATTRIBUTES = """T base cumprod cumsum diagonal dot dtype flags flatten itemsize mT mean nbytes ndim
+    swapaxes take tensordot tile trace transpose tril triu vstack where zeros_like
+"""
+_NEW = "arange array asarray ascontiguousarray empty eye full identity ones zeros"
+_ATTRIBUTES = """
+    T base cumprod cumsum diagonal dot dtype flags flatten itemsize mT mean nbytes ndim
     prod ravel repeat reshape shape size squeeze strides sum swapaxes take trace transpose copy
-    """.split()
+"""
 
 
-class NotAnalytic(TypeError):
+class NotAnalyticError(TypeError):
     """The complex step does not apply."""
 
 
-def _allowed(name: str, names: list[str]) -> None:
-    if name not in names:
-        raise NotAnalytic(name)
+def _allowed(name: str, names: str) -> None:
+    if name not in names.split():
+        raise NotAnalyticError(name)
 
 
 def _plain(value: Any) -> Any:
@@ -73,9 +79,9 @@ def _analytic(value: Any) -> Any:
 class _Analytic(np.ndarray):
     """A complex array that takes part in analytic functions only and refuses all others."""
 
-    def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
-        _allowed(function.__name__, _ELEMENTWISE)
-        return _analytic(getattr(function, method)(*map(_plain, inputs), **_plain_values(options)))
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        _allowed(ufunc.__name__, _ELEMENTWISE)
+        return _analytic(getattr(ufunc, method)(*map(_plain, inputs), **_plain_values(kwargs)))
 
     def __array_function__(self, function: Any, _: Any, inputs: Any, options: Any) -> Any:
         _allowed(function.__name__, _FUNCTIONS)
@@ -87,7 +93,7 @@ class _Analytic(np.ndarray):
         return super().__getattribute__(name)
 
     def _as_number(self) -> Any:
-        raise NotAnalytic("a Python number")
+        raise NotAnalyticError("a Python number")
 
     __float__ = __int__ = __bool__ = __complex__ = __index__ = _as_number
 
@@ -101,7 +107,7 @@ class _AnalyticNumpy:
 
     def __getattr__(self, name: str) -> Any:
         found = getattr(np, name)
-        if name in _NEW:
+        if name in _NEW.split():
             return lambda *inputs, **options: _analytic(found(*inputs, **options))
         if callable(found) and not isinstance(found, type):
             _allowed(name, _ELEMENTWISE + _FUNCTIONS)

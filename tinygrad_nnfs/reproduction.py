@@ -75,7 +75,7 @@ def code_in(message: str) -> str:
 
 def _definition(function: Any) -> tuple[str, str]:
     """The line that imports a function, and the name that it has then."""
-    module, name = getattr(function, "__module__", None), getattr(function, "__name__", "")
+    module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
     if module != "__main__" and getattr(sys.modules.get(module), name, None) is function:
         module = "tinygrad_nnfs.ops" if module.startswith("tinygrad_nnfs.ops.") else module
         return f"from {module} import {name}", name
