@@ -14,6 +14,7 @@ import contextlib
 import copy
 import importlib
 import inspect
+import itertools
 import sys
 import time
 import warnings
@@ -34,7 +35,7 @@ MODULES = (
 HELPERS = ("unbroadcast", "_restore", "_share_among_ties", "_through_statistics", "col2im")
 PARTS = ("reduce_losses",)
 
-# Changes that leave the rule right: (function, the changed line) -> why.
+# Changes that leave the rule right: (function, or op in function; the changed line) -> why.
 AT_THE_KINK = "another slope between those of both sides; tests/test_conventions.py holds ours"
 MEMORY_ORDER = "the memory order alone is another"
 EQUIVALENT: dict[tuple[str, str], str] = {
@@ -88,6 +89,18 @@ EQUIVALENT: dict[tuple[str, str], str] = {
         "soft_cross_entropy",
         "gradient = xp.exp(log_softmax) * targets.sum(axis=-1, keepdims=True) - targets",
     ): "axis 1 is the last",
+    (
+        "matmul in unbroadcast",
+        "return dy.sum(axis=(*range(added), *stretched), keepdims=True)",
+    ): "matmul's rules end with reshape themselves",
+    (
+        "softmax_cross_entropy in reduce_losses",
+        "lambda dy: dy.astype('float64')",
+    ): "what it is multiplied into keeps its dtype",
+    (
+        "softmax_cross_entropy in reduce_losses",
+        "lambda dy: (dy / n).astype('float64')",
+    ): "what it is multiplied into keeps its dtype",
     (
         "_share_among_ties",
         "chosen = x == _restore(xp, y, x.shape, axis, keepdims)",
@@ -421,46 +434,42 @@ def mutants() -> Iterator[Mutant]:
     """All wrong rules, in the order of the source."""
     for name in MODULES:
         module = importlib.import_module(f"tinygrad_nnfs.ops.{name}")
-        tree = ast.parse(inspect.getsource(module))
+        text = inspect.getsource(module)
         if "unbroadcast" in vars(module):  # a definition of its own hides what it imports
-            tree.body += ast.parse(
-                "from tinygrad_nnfs.backend import Array\n"
-                + inspect.getsource(registry.unbroadcast)
-            ).body
+            text += "\nfrom tinygrad_nnfs.backend import Array\n"
+            text += inspect.getsource(registry.unbroadcast)
+        tree = ast.parse(text)
         functions = {f.name: f for f in tree.body if isinstance(f, ast.FunctionDef)}
         ops = [n for n in functions if n in OPS and OPS[n].reference.__module__ == module.__name__]
         for op in ops:
-            yield from written(below_op(functions[op]), tree, module.__name__, op, op)
-            for helper in (*HELPERS, *PARTS):
-                if helper in used_by(functions[op], functions):
-                    found = (
-                        change
-                        for part in (
-                            [functions[helper]]
-                            if helper in HELPERS
-                            else filter(is_rule, functions_in(functions[helper]))
-                        )
-                        for change in changes(part, [], part)
-                    )
-                    yield from written(found, tree, module.__name__, op, helper)
+            yield from written(below_op(functions[op]), text, functions[op], module.__name__, op)
+            for helper in sorted(used_by(functions[op], functions) & {*HELPERS, *PARTS}):
+                function = functions[helper]
+                parts = [function] if helper in HELPERS else filter(is_rule, functions_in(function))
+                found = itertools.chain.from_iterable(changes(part, [], part) for part in parts)
+                yield from written(found, text, function, module.__name__, op)
 
 
 def written(
-    found: Iterator[Change], tree: ast.Module, module: str, op: str, function: str
+    found: Iterator[Change], text: str, function: ast.FunctionDef, module: str, op: str
 ) -> Iterator[Mutant]:
-    """The mutants that changes make, each with the module's source."""
+    """The mutants that changes of a function make, each with the module's source."""
+    lines = text.splitlines()
+    first = min(node.lineno for node in (function, *function.decorator_list)) - 1
+    head, tail = "\n".join(lines[:first]), "\n".join(lines[function.end_lineno :])
     seen = set()
     for kind, old, new, make, undo in found:
         before = shown(old) if old else ""
         make()
         try:
-            source = ast.unparse(ast.fix_missing_locations(tree))
+            changed = ast.unparse(ast.fix_missing_locations(function))
             after = shown(new)
         finally:
             undo()
-        if source not in seen:
-            seen.add(source)
-            yield Mutant(op, function, kind, before, after, module, source)
+        if changed not in seen:
+            seen.add(changed)
+            source = f"{head}\n{changed}\n{tail}\n"
+            yield Mutant(op, function.name, kind, before, after, module, source)
 
 
 def shown(line: ast.AST) -> str:
@@ -514,7 +523,7 @@ class Tricks:
         return before
 
 
-def caught(mutant: Mutant) -> str | None:
+def caught(mutant: Mutant, cases: int = 25) -> str | None:
     """The first line of what `check_op` says of a mutant: "" if it finds it right.
 
     None if it is no mutant: what it would transpose is a vector, or save from the call before no
@@ -528,12 +537,17 @@ def caught(mutant: Mutant) -> str | None:
         warnings.simplefilter("ignore")
         exec(code, namespace)
         try:
-            check_op(OPS[mutant.op])
+            check_op(OPS[mutant.op], cases=cases)
         except CheckError as error:
             return str(error).partition("\n")[0]
         except Exception as error:  # it cannot even be run
             return f"{type(error).__name__}: {error}".partition("\n")[0]
     return "" if tricks.changed or not used else None
+
+
+def why_equivalent(mutant: Mutant) -> str | None:
+    whole = (mutant.function, mutant.after)
+    return EQUIVALENT.get(whole) or EQUIVALENT.get((f"{mutant.op} in {whole[0]}", whole[1]))
 
 
 def main() -> None:
@@ -549,7 +563,7 @@ def main() -> None:
     for mutant in mutants():
         if options.op not in (None, mutant.op) or options.kind not in (None, mutant.kind):
             continue
-        reason = EQUIVALENT.get((mutant.function, mutant.after))
+        reason = why_equivalent(mutant)
         message = caught(mutant)
         if message is None:
             continue

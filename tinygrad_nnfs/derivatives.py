@@ -92,6 +92,12 @@ class _Analytic(np.ndarray):
             _allowed(name, _ATTRIBUTES)
         return super().__getattribute__(name)
 
+    def __getitem__(self, index: Any) -> Any:
+        return _analytic(_plain(self)[index])  # a number, too, stays an array that refuses
+
+    def __iter__(self) -> Any:
+        return (self[i] for i in range(len(self)))
+
     def _as_number(self) -> Any:
         raise NotAnalyticError("a Python number")
 
