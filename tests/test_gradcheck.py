@@ -54,7 +54,7 @@ def test_roughness_bounds_what_a_kink_does_to_a_slope(kink, jump, coefficients):
     assert roughness(smooth) < 1e-9
     if abs(kink) > 1e-3:
         error = abs(slope(kinked) - true - (jump if kink < 0 else 0))
-        assert error <= roughness(kinked) / 2 + 1e-9
+        assert error <= 0.6 * roughness(kinked) + 1e-9
 
 
 def many_zeros(draw):
@@ -78,6 +78,7 @@ def test_a_wrong_rule_is_found_between_kinks(factor, seed):
         return xp.maximum(x, 0), lambda dy: xp.where(x > 0, factor * dy, 0)
 
     x = Draw(seed).tied(3, 4)
+    x[1, 2] = 0.25  # where all are negative, the rule is right
     with pytest.raises(CheckError, match=r"wrong_relu: the gradient by input 0\[\d, \d\] is"):
         gradcheck(wrong_relu, x, seed=seed)
     wrong_relu.samples(many_zeros)
@@ -285,12 +286,17 @@ arrays = st.builds(
 )
 
 
+def steps(x):
+    """The strides that matter."""
+    return [step for step, n in zip(x.strides, x.shape, strict=True) if n > 1]
+
+
 @given(arrays)
 def test_literals_are_exact(x):
     again = eval(literal(x), {"np": np, "strided": strided})
     assert (again.dtype, again.shape) == (x.dtype, x.shape)
-    if x.size > 1:
-        assert again.strides == x.strides
+    if x.size:
+        assert steps(again) == steps(x)
     np.testing.assert_array_equal(again, x)
 
 

@@ -82,7 +82,7 @@ def test_json(capsys, my_ops):
 def test_the_same_seed_draws_the_same_cases(capsys):
     found = [
         json.loads(nnfs(capsys, "gradcheck", "log", "--seed", seed, "--json")[1])["ops"][0]
-        for seed in ("3", "3", "4")
+        for seed in ("3", "3", "300")
     ]
     assert found[0]["inputs"] == found[1]["inputs"] != found[2]["inputs"]
 

@@ -283,9 +283,10 @@ class _Comparison:
     def _input(self, i: int, arrays: Arrays, gradient: Any) -> float | None:
         """The worst relative error by input i; None if it was all kinks."""
         worst, checked, rejected, suspect = 0.0, 0, 0, None
+        origin = arrays
         while checked < self.directions:
             if rejected > REJECTIONS / 2:  # perhaps the input itself lies on a kink
-                arrays = [self._nearby(x) if j == i else x for j, x in enumerate(arrays)]
+                arrays = [self._nearby(x) if j == i else x for j, x in enumerate(origin)]
                 gradient = self.gradients(arrays, self.dy)[i]
             reach = 0.5**rejected  # perhaps there is a kink not far off
             direction = np.asarray(self.random.uniform(-reach, reach, arrays[i].shape))

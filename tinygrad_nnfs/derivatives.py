@@ -18,7 +18,7 @@ def slope(f: Callable[[float], Any]) -> Any:
 
 
 def roughness(f: Callable[[float], Any]) -> Any:
-    """Nearly 0 where f is smooth within 2 STEP of 0; else at least twice the error of `slope`.
+    """Nearly 0 where f is smooth within 2 STEP of 0; else more than the error of `slope`.
 
     These are the sixth differences of nine values of f, divided by STEP. Where f is smooth they are
     f^(6) STEP^5 / 64, which is nothing, plus rounding. A kink, where the slopes of the two sides
