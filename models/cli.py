@@ -8,6 +8,7 @@ from typing import NoReturn
 from tinygrad_nnfs.models.commands import (
     evaluate,
     export,
+    gradcheck,
     graph,
     predict,
     recipes,
@@ -24,7 +25,7 @@ from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
 from tinygrad_nnfs.interop import InteropError
 
-COMMANDS = (train, recipes, evaluate, predict, graph, summary, export, reproduce)
+COMMANDS = (train, recipes, evaluate, predict, graph, summary, gradcheck, export, reproduce)
 ERRORS = (CheckpointError, DataError, EvaluationError, InteropError, TrainingError)
 MODELS = ("filelock", "matplotlib", "PIL", "rich", "safetensors", "sklearn")
 # the extra that each optional package is of

@@ -135,8 +135,9 @@ def compare(op, oracle, case):
     floating = [isinstance(x, np.ndarray) and x.dtype.kind == "f" for x in case.inputs]
     pairs = list(zip(case.inputs, floating, strict=True))
     ours = [Tensor(x, requires_grad=True) if f else x for x, f in pairs]
-    theirs = [
-        torch.tensor(x, requires_grad=f) if isinstance(x, np.ndarray) else x for x, f in pairs
+    theirs = [  # torch knows no negative strides
+        torch.tensor(np.array(x, order="C"), requires_grad=f) if isinstance(x, np.ndarray) else x
+        for x, f in pairs
     ]
     y, expected = op(*ours, **case.params), oracle(*theirs, **case.params)
     np.testing.assert_allclose(
@@ -147,7 +148,7 @@ def compare(op, oracle, case):
         return
     dy = np.random.default_rng(0).standard_normal(y.shape)
     y.backward(dy)
-    expected.backward(torch.from_numpy(np.asarray(dy)))
+    expected.backward(torch.from_numpy(np.asarray(dy, y.dtype)))
     for x, t in zip(ours, theirs, strict=True):
         if isinstance(x, Tensor):
             gradient = torch.zeros_like(t) if t.grad is None else t.grad

@@ -63,6 +63,14 @@ def _cupy() -> ModuleType:
     return cupy
 
 
+def cupy_if_installed() -> ModuleType | None:
+    """cupy, if it is installed and finds a GPU."""
+    try:
+        return _cupy()
+    except RuntimeError:
+        return None
+
+
 class _Random:
     """The two streams that `manual_seed` resets: initial weights and dropout keys."""
 

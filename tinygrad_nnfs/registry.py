@@ -139,6 +139,18 @@ def captured_arrays(roots: Sequence[Any]) -> list[Array]:
     return list(arrays.values())
 
 
+def captured_memory(roots: Sequence[Any]) -> list[Array]:
+    """The arrays whose memory functions keep alive, directly or through what they captured."""
+    return list({id(x): x for x in map(memory_of, captured_arrays(roots))}.values())
+
+
+def memory_of(array: Array) -> Array:
+    """The array that owns the memory of a view; of any other the array itself."""
+    while backend.is_array(array.base):
+        array = array.base
+    return array
+
+
 _FLOAT32 = np.dtype(np.float32)
 
 OPS: dict[str, Op[...]] = {}

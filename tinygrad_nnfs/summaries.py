@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 
 from tinygrad_nnfs import backend, nn
-from tinygrad_nnfs.checking import _captured as captured
-from tinygrad_nnfs.registry import Op, observed_by
+from tinygrad_nnfs.registry import Op, captured_memory, observed_by
 from tinygrad_nnfs.tensor import Node, Scope, Tensor, recording
 
 CONVENTION = (
@@ -214,14 +213,14 @@ class _Walk:
     def rows(self) -> list[Row]:
         parameters = {id(p): p.size for p in self.network.parameters()}
         # memory that is no activation's
-        counted = {id(x) for p in self.network.parameters() for x in captured([p.data])}
+        counted = {id(x) for p in self.network.parameters() for x in captured_memory([p.data])}
         rows = []
         for event in self.events:
             size = sum(parameters.pop(id(p), 0) for p in _own_parameters(event.module))
             kept = [
                 array
                 for node in event.nodes
-                for array in captured([rule for rule in node.rules or () if rule])
+                for array in captured_memory([rule for rule in node.rules or () if rule])
                 if id(array) not in counted
             ]
             kept = list({id(array): array for array in kept}.values())

@@ -7,28 +7,63 @@ In a test file of your own:
     def test_my_op():
         check_op(my_op)
 
-Hypothesis' own settings apply: profiles, `@settings` on a test of yours that calls `op_cases`.
+Hypothesis' own settings apply. The profile that is loaded counts; for one test, give `settings`:
+
+    check_op(my_op, settings=settings(max_examples=1000, deadline=None))
+
+`@settings` above such a test is refused by hypothesis itself, since the test is not a `@given`. One
+that is can draw the cases on its own:
+
+    @settings(max_examples=1000)
+    @given(op_cases(my_op))
+    def test_my_op(cases):
+        for case in cases:
+            run_checks(my_op, case)  # of tinygrad_nnfs.checking
 """
 
 from collections.abc import Callable
 from typing import Any
 
-from hypothesis import given, settings
+import hypothesis
+import numpy as np
+from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygrad_nnfs.checking import Case, Draw, cases_of, check_coverage, run_checks
+from tinygrad_nnfs.checking import (
+    Case,
+    Draw,
+    Report,
+    cases_of,
+    check_coverage,
+    note,
+    run_checks,
+    strided,
+    transposed,
+)
 from tinygrad_nnfs.registry import Op
 
 
 class _HypothesisDraw(Draw):
-    """Sizes and choices come from hypothesis, which can shrink them; values from a drawn seed."""
+    """Sizes, choices and memory orders come from hypothesis, which can shrink them.
+
+    Values come from a seed that it draws: as many as a convolution takes would be slow one by one.
+    """
 
     def __init__(self, draw: Callable[[Any], Any]) -> None:
-        super().__init__(draw(st.integers(0, 2**16)))
         self._draw = draw
+        super().__init__(draw(st.integers(0, 2**16)))
 
     def integer(self, smallest: int, largest: int) -> int:
         return int(self._draw(st.integers(smallest, largest)))
+
+    def case(self, *inputs: Any, **params: Any) -> Case:
+        case = super().case(*inputs, **params)
+        order = self.choice([None, None, transposed, strided])
+        if order is None:
+            return case
+        return Case(
+            tuple(order(x) if isinstance(x, np.ndarray) else x for x in case.inputs), case.params
+        )
 
 
 def op_cases(op: Op[...]) -> st.SearchStrategy[list[Case]]:
@@ -41,16 +76,23 @@ def op_cases(op: Op[...]) -> st.SearchStrategy[list[Case]]:
     return cases()
 
 
-def check_op(op: Op[...]) -> None:
-    """Hold an op to every check in `checking.CHECKS` on cases that hypothesis draws."""
-    seen: list[Case] = list(cases_of(op, Draw()))  # refuses an op without samples at once
+def check_op(op: Op[...], *, settings: hypothesis.settings | None = None) -> Report:
+    """Hold an op to every check in `checking.CHECKS` on cases that hypothesis draws.
 
-    @settings(report_multiple_bugs=False)  # one wrong rule fails in many ways: the first will do
-    @given(op_cases(op))
+    `settings` are hypothesis's, the loaded profile's unless given. Raises CheckError as
+    `checking.check_op` does, with the smallest case that hypothesis finds to fail.
+    """
+    for _ in cases_of(op, Draw()):
+        pass  # refuses an op without samples at once
+    report = Report(op.__name__)
+
     def check(cases: list[Case]) -> None:
         for case in cases:
-            run_checks(op, case)
-        seen.extend(cases)
+            note(report, op, case, run_checks(op, case))
 
-    check()
-    check_coverage(op, seen)
+    check.__qualname__ = f"check_op({op.__name__})"  # by which hypothesis remembers what failed
+    # one wrong rule fails in many ways: the first will do
+    chosen = hypothesis.settings(settings, report_multiple_bugs=False)
+    chosen(given(op_cases(op))(check))()
+    check_coverage(report)
+    return report

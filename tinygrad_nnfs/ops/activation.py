@@ -18,6 +18,7 @@ def relu(xp, x: Float):
 @relu.samples
 def _(draw):
     yield draw.case(draw.away_from(0, *draw.shape()))
+    yield draw.case(draw.tied(*draw.shape()))
 
 
 @op
@@ -41,6 +42,7 @@ def leaky_relu(xp, x: Float, *, slope=0.01):
 def _(draw):
     slope = draw.choice([0.01, 0.0, 0.5, 1.0, 2.0, -0.5])
     yield draw.case(draw.away_from(0, *draw.shape()), slope=slope)
+    yield draw.case(draw.tied(*draw.shape()), slope=slope)
 
 
 @op

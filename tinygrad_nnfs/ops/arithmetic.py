@@ -86,6 +86,8 @@ def _(draw):
     a, b = draw.broadcastable(2)
     yield draw.case(draw.positive(*a), draw.normal(*b))
     yield draw.case(draw.away_from(0, *a), draw.choice([-1, 0, 1, 2, 3]))
+    yield draw.case(draw.tied(*a), draw.choice([0, 1, 2, 3]))
+    yield draw.case(draw.integer(0, 2), draw.positive(*b))
 
 
 @op(method="__neg__", saves=0)
@@ -155,6 +157,7 @@ def abs(xp, x: Number):
 @abs.samples
 def _(draw):
     yield draw.case(draw.away_from(0, *draw.shape()))
+    yield draw.case(draw.tied(*draw.shape()))
 
 
 @op
@@ -189,6 +192,7 @@ def _(draw):
     a, b = draw.broadcastable(2)
     apart = draw.distinct(*b) + draw.gap / 2  # no element of b is near one of a
     yield draw.case(draw.distinct(*a), apart)
+    yield draw.case(draw.tied(*a), draw.tied(*b))
 
 
 @op

@@ -38,6 +38,7 @@ def _(draw):
     yield draw.case(draw.normal(n, i), draw.normal(i, o))
     yield draw.case(draw.normal(b, n, i), draw.normal(i, o))
     yield draw.case(draw.normal(b, 1, n, i), draw.normal(1, 2, i, o))
+    yield draw.case(draw.normal(b, 2, n, i), draw.normal(1, i, o))
     yield draw.case(draw.normal(i), draw.normal(b, i, o))
     yield draw.case(draw.normal(b, n, i), draw.normal(i))
     yield draw.case(draw.normal(i), draw.normal(i))

@@ -122,3 +122,4 @@ def _(draw):
     a += 1
     yield draw.case(draw.distinct(draw.integer(0, 3), a), draw.normal(a), draw.normal(a))
     yield draw.case(draw.distinct(n, a, b), draw.normal(a, b), draw.normal(a, b))
+    yield draw.case(draw.distinct(n, b, a), draw.normal(a), draw.normal(a))

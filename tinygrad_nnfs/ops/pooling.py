@@ -59,6 +59,7 @@ def _(draw):
     x = draw.distinct(draw.integer(0, 2), *draw.sizes(1), h, w)
     yield draw.case(x, kernel_size=k, stride=s, padding=draw.integer(0, k // 2))
     yield draw.case(x, kernel_size=(k, 1), stride=(s, 2))
+    yield draw.case(draw.tied(*x.shape), kernel_size=k, stride=s, padding=k // 2)
 
 
 @op(saves=0)

@@ -137,3 +137,4 @@ def min(xp, x: Number, *, axis=None, keepdims=False):
 def _(draw):
     shape = draw.shape(smallest=1)
     yield draw.case(draw.distinct(*shape), axis=draw.axes(shape), keepdims=draw.boolean())
+    yield draw.case(draw.tied(*shape), axis=draw.axes(shape), keepdims=draw.boolean())

@@ -173,6 +173,7 @@ def astype(xp, x: Number, *, dtype):
 @astype.samples
 def _(draw):
     yield draw.case(draw.normal(*draw.shape()), dtype="float64")
+    yield draw.case(draw.normal(*draw.shape()), dtype="float32")
 
 
 @op(method="to", saves=0)
