@@ -1,11 +1,12 @@
 # make train   train the default network; sets everything up first
 # make test    run the tests, the linters and the type checker
+# make docs    build the site in site/; runs the tutorial and the examples
 # Everything is installed into .venv, once: again only when pyproject.toml changes.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-thorough lint format clean
+.PHONY: train test test-thorough docs lint format clean
 
 train: .venv/installed-models
 	$(BIN)/nnfs train
@@ -15,6 +16,10 @@ test: .venv/installed-dev lint
 
 test-thorough: .venv/installed-dev
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n auto
+
+docs: .venv/installed-docs
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+	@echo "open site/index.html; for the search: $(BIN)/python -m http.server --directory site"
 
 lint: .venv/installed-dev
 	$(BIN)/ruff check
@@ -31,4 +36,4 @@ format: .venv/installed-dev
 	@touch $@
 
 clean:
-	rm -rf .venv build dist *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	rm -rf .venv build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache

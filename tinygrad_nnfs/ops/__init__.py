@@ -1,4 +1,10 @@
-"""The ops: every differentiable function, one block each, one file a family."""
+"""The ops: every differentiable function, one block each, one file a family.
+
+A docstring ends with the formula of each rule: dy is the gradient by the output y, dx the one by
+the input x. They are written as numpy would compute them, element by element, but that sums and
+means over axes keep these with size 1, and that a comparison counts 1 where it holds, else 0. The
+tests evaluate them.
+"""
 
 from tinygrad_nnfs.ops.activation import (
     elu,

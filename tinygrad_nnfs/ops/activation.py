@@ -7,7 +7,10 @@ from tinygrad_nnfs.registry import Float, op
 
 @op(method="relu")
 def relu(xp, x: Float):
-    """max(x, 0); the derivative at 0 is 0."""
+    """max(x, 0); the derivative at 0 is 0.
+
+    dx = where(x > 0, dy, 0)
+    """
 
     def dx(dy):
         return xp.where(x > 0, dy, 0)  # not a product: dy may be infinite where x < 0
@@ -23,7 +26,10 @@ def _(draw):
 
 @op
 def leaky_relu(xp, x: Float, *, slope=0.01):
-    """x where x > 0, else slope x; the derivative at 0 is `slope` (Maas et al., 2013)."""
+    """x where x > 0, else slope x; the derivative at 0 is `slope` (Maas et al., 2013).
+
+    dx = dy * where(x > 0, 1, slope)
+    """
     y = xp.asarray(x * slope)
     # a choice by a mask (where) would take ten times as long as the larger of the two
     y = xp.maximum(x, y, out=y) if slope <= 1 else xp.minimum(x, y, out=y)
@@ -47,7 +53,10 @@ def _(draw):
 
 @op
 def elu(xp, x: Float, *, alpha=1.0):
-    """x where x > 0, else alpha (e^x - 1) (Clevert et al., 2016)."""
+    """x where x > 0, else alpha (e^x - 1) (Clevert et al., 2016).
+
+    dx = dy * where(x > 0, 1, alpha * exp(x))
+    """
     y = xp.where(x > 0, x, alpha * xp.expm1(xp.minimum(x, 0)))
 
     def dx(dy):
@@ -63,7 +72,13 @@ def _(draw):
 
 @op
 def gelu(xp, x: Float):
-    """x Phi(x) in the tanh form (Hendrycks and Gimpel, 2016); PyTorch's `approximate="tanh"`."""
+    """x Phi(x) in the tanh form (Hendrycks and Gimpel, 2016); PyTorch's `approximate="tanh"`.
+
+    dx = dy * (1 + t + x * (1 - t**2) * u) / 2
+    with t = tanh(c * (x + 0.044715 * x**3))
+    with u = c * (1 + 3 * 0.044715 * x**2)
+    with c = sqrt(2 / pi)
+    """
     scale, cubic = math.sqrt(2 / math.pi), 0.044715
     t = xp.tanh(scale * (x + cubic * x * x * x))
 
@@ -76,7 +91,10 @@ def gelu(xp, x: Float):
 
 @op
 def softplus(xp, x: Float):
-    """log(1 + e^x), written so that nothing overflows."""
+    """log(1 + e^x), written so that nothing overflows.
+
+    dx = dy / (1 + exp(-x))
+    """
 
     def dx(dy):
         return dy * _sigmoid(xp, x)
@@ -91,7 +109,10 @@ def _sigmoid(xp, x):
 
 @op(method="sigmoid")
 def sigmoid(xp, x: Float):
-    """1 / (1 + e^-x)."""
+    """1 / (1 + e^-x).
+
+    dx = dy * y * (1 - y)
+    """
     y = _sigmoid(xp, x)
 
     def dx(dy):
@@ -102,7 +123,10 @@ def sigmoid(xp, x: Float):
 
 @op(method="tanh")
 def tanh(xp, x: Float):
-    """The hyperbolic tangent."""
+    """The hyperbolic tangent.
+
+    dx = dy * (1 - y**2)
+    """
     y = xp.tanh(x)
 
     def dx(dy):
@@ -121,7 +145,10 @@ def _(draw):
 
 @op
 def softmax(xp, x: Float, *, axis=-1):
-    """e^x over its sum along `axis`: positive numbers that add up to 1."""
+    """e^x over its sum along `axis`: positive numbers that add up to 1.
+
+    dx = y * (dy - sum(dy * y, axis))
+    """
     y = xp.exp(x - x.max(axis=axis, keepdims=True))  # exp never overflows
     y /= y.sum(axis=axis, keepdims=True)
 
@@ -135,7 +162,10 @@ def softmax(xp, x: Float, *, axis=-1):
 
 @op
 def log_softmax(xp, x: Float, *, axis=-1):
-    """log(softmax(x)) along `axis`, exact where softmax itself would round to 0."""
+    """log(softmax(x)) along `axis`, exact where softmax itself would round to 0.
+
+    dx = dy - exp(y) * sum(dy, axis)
+    """
     shifted = x - x.max(axis=axis, keepdims=True)
     y = shifted - xp.log(xp.exp(shifted).sum(axis=axis, keepdims=True))
 

@@ -1,11 +1,19 @@
-"""Arithmetic, element by element, with numpy's broadcasting; each rule undoes the broadcasting."""
+"""Arithmetic, element by element, with numpy's broadcasting.
+
+Each rule undoes the broadcasting: where the shape of an input was stretched to that of the output,
+its formula's result is summed over the stretch (`unbroadcast`).
+"""
 
 from tinygrad_nnfs.registry import Float, Index, Number, op, unbroadcast
 
 
 @op(method="__add__", saves=0)
 def add(xp, a: Number, b: Number):
-    """a + b."""
+    """a + b.
+
+    da = dy
+    db = dy
+    """
     a_shape, b_shape = xp.shape(a), xp.shape(b)
 
     def da(dy):
@@ -19,7 +27,11 @@ def add(xp, a: Number, b: Number):
 
 @op(method="__sub__", saves=0)
 def subtract(xp, a: Number, b: Number):
-    """a - b."""
+    """a - b.
+
+    da = dy
+    db = -dy
+    """
     a_shape, b_shape = xp.shape(a), xp.shape(b)
 
     def da(dy):
@@ -33,7 +45,11 @@ def subtract(xp, a: Number, b: Number):
 
 @op(method="__mul__")
 def multiply(xp, a: Number, b: Number):
-    """a * b, element by element."""
+    """a * b, element by element.
+
+    da = dy * b
+    db = dy * a
+    """
     a_shape, b_shape = xp.shape(a), xp.shape(b)
 
     def da(dy):
@@ -47,7 +63,11 @@ def multiply(xp, a: Number, b: Number):
 
 @op(method="__truediv__")
 def divide(xp, a: Float, b: Float):
-    """a / b."""
+    """a / b.
+
+    da = dy / b
+    db = -dy * a / b**2
+    """
     a_shape, b_shape = xp.shape(a), xp.shape(b)
 
     def da(dy):
@@ -67,7 +87,11 @@ def _(draw):
 
 @op(method="__pow__")
 def power(xp, a: Number, b: Number):
-    """a ** b. The derivative by b is 0 at a = 0 (for b > 0) and NaN for a < 0."""
+    """a ** b. The derivative by b is 0 at a = 0 (for b > 0) and NaN for a < 0.
+
+    da = where(b == 0, 0, dy * b * a ** (b - 1))
+    db = where(a == 0, 0, dy * a**b * log(a))
+    """
     y = a**b
 
     def da(dy):
@@ -92,7 +116,10 @@ def _(draw):
 
 @op(method="__neg__", saves=0)
 def negative(xp, x: Number):
-    """-x."""
+    """-x.
+
+    dx = -dy
+    """
 
     def dx(dy):
         return -dy
@@ -102,7 +129,10 @@ def negative(xp, x: Number):
 
 @op(method="exp")
 def exp(xp, x: Float):
-    """e ** x."""
+    """e ** x.
+
+    dx = dy * y
+    """
     y = xp.exp(x)
 
     def dx(dy):
@@ -119,7 +149,10 @@ def _(draw):
 
 @op(method="log")
 def log(xp, x: Float):
-    """The natural logarithm: -inf at 0, NaN below."""
+    """The natural logarithm: -inf at 0, NaN below.
+
+    dx = dy / x
+    """
 
     def dx(dy):
         return dy / x
@@ -129,7 +162,10 @@ def log(xp, x: Float):
 
 @op(method="sqrt")
 def sqrt(xp, x: Float):
-    """The square root; its derivative is infinite at 0."""
+    """The square root; its derivative is infinite at 0.
+
+    dx = dy / (2 * y)
+    """
     y = xp.sqrt(x)
 
     def dx(dy):
@@ -146,7 +182,10 @@ def _(draw):
 
 @op(method="__abs__")
 def abs(xp, x: Number):
-    """The absolute value; its derivative at 0 is 0."""
+    """The absolute value; its derivative at 0 is 0.
+
+    dx = dy * sign(x)
+    """
 
     def dx(dy):
         return dy * xp.sign(x)
@@ -162,7 +201,11 @@ def _(draw):
 
 @op
 def maximum(xp, a: Number, b: Number):
-    """The larger of a and b; where they are equal each gets half of the gradient."""
+    """The larger of a and b; where they are equal each gets half of the gradient.
+
+    da = dy * ((a > b) + (a == b) / 2)
+    db = dy * ((b > a) + (a == b) / 2)
+    """
 
     def da(dy):
         return unbroadcast(xp.where(a == b, dy / 2, xp.where(a > b, dy, 0)), a.shape)
@@ -175,7 +218,11 @@ def maximum(xp, a: Number, b: Number):
 
 @op
 def minimum(xp, a: Number, b: Number):
-    """The smaller of a and b; where they are equal each gets half of the gradient."""
+    """The smaller of a and b; where they are equal each gets half of the gradient.
+
+    da = dy * ((a < b) + (a == b) / 2)
+    db = dy * ((b < a) + (a == b) / 2)
+    """
 
     def da(dy):
         return unbroadcast(xp.where(a == b, dy / 2, xp.where(a < b, dy, 0)), a.shape)
@@ -197,7 +244,11 @@ def _(draw):
 
 @op
 def where(xp, condition: Index, a: Number, b: Number):
-    """a where `condition` (bool) holds, else b."""
+    """a where `condition` (bool) holds, else b.
+
+    da = where(condition, dy, 0)
+    db = where(condition, 0, dy)
+    """
     a_shape, b_shape = xp.shape(a), xp.shape(b)
 
     def da(dy):
@@ -217,7 +268,10 @@ def _(draw):
 
 @op(method="clip")
 def clip(xp, x: Number, *, low=None, high=None):
-    """x limited to [low, high], None for no limit; at the limits the gradient still passes."""
+    """x limited to [low, high], None for no limit; at the limits the gradient still passes.
+
+    dx = where((low <= x) & (x <= high), dy, 0)
+    """
     if x.dtype.kind != "f" and (isinstance(low, float) or isinstance(high, float)):
         x = x.astype(xp.float32)
 

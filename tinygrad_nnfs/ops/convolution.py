@@ -157,6 +157,12 @@ def conv2d(
     float32); "exact" keeps to plain sums of products.
 
     By im2col: Chellapilla et al., "High performance convolutional neural networks", 2006.
+
+    dx = col2im(W.mT @ D)
+    dweight = D @ im2col(x).mT
+    dbias = sum(dy, (0, 2, 3))
+    with W = weight as (g, o/g, c/g kh kw)
+    with D = dy as (g, o/g, n oh ow)
     """
     check_precision(precision)
     geometry = Geometry(x, weight, bias, stride, padding, dilation, groups)
@@ -190,7 +196,14 @@ def conv2d(
 def conv2d_naive(
     xp, x: Float, weight: Float, bias: Float = None, *, stride=1, padding=0, dilation=1, groups=1
 ):
-    """`conv2d` by its definition, in plain loops: the tests' oracle, the benchmark's baseline."""
+    """`conv2d` by its definition, in plain loops: the tests' oracle, the benchmark's baseline.
+
+    dx[n, c, p, q] = the sum of dy[n, o, i, j] weight[o, c, u, v] over all o, i, j, u, v for which
+        p = i stride + u dilation - padding and q = j stride + v dilation - padding
+    dweight[o, c, u, v] = the sum over all n, i, j of
+        dy[n, o, i, j] x[n, c, i stride + u dilation - padding, j stride + v dilation - padding]
+    dbias = sum(dy, (0, 2, 3))
+    """
     geometry = Geometry(x, weight, bias, stride, padding, dilation, groups)
     padded = pad_image(xp, x, geometry.padding, 0)
     n, o, (oh, ow) = len(x), geometry.outputs, geometry.output_size

@@ -24,6 +24,9 @@ def dropout(xp, x: Float, *, p, key):
     The mask follows from `key`, two integers, and each element's logical position alone, so equal
     keys give equal masks on every device (`backend.random_key()` gives a fresh one). p counts in
     steps of 2^-16. Srivastava et al., 2014; "inverted", so that evaluation does nothing.
+
+    dx = dy * keep / (1 - p)
+    with keep = 1 where x was kept, else 0
     """
     check_dropout(p)
     bits = _bits(xp, key, x.shape)

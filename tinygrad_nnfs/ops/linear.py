@@ -1,4 +1,8 @@
-"""Matrix products and table look-up."""
+"""Matrix products and table look-up.
+
+In the formulas `.mT` is a matrix, or each of a stack of matrices, transposed, and leading axes that
+only one factor has are summed over.
+"""
 
 import math
 
@@ -7,7 +11,11 @@ from tinygrad_nnfs.registry import Float, Index, Number, op, unbroadcast
 
 @op(method="__matmul__", flops=lambda y, a, b: 2 * y.size * a.shape[-1])
 def matmul(xp, a: Number, b: Number):
-    """The matrix product: (..., n, i) @ (..., i, o) -> (..., n, o); vectors as in numpy."""
+    """The matrix product: (..., n, i) @ (..., i, o) -> (..., n, o); vectors as in numpy.
+
+    da = dy @ b.mT
+    db = a.mT @ dy
+    """
     if not (a.ndim and b.ndim) or a.shape[-1] != b.shape[-2 if b.ndim > 1 else -1]:
         raise ValueError(
             "the last size of a must be the second-to-last of b (of a vector b, its only one)"
@@ -58,7 +66,12 @@ def check_linear(x, weight, bias):
 
 @op(flops=lambda y, x, weight, *_: 2 * y.size * x.shape[-1])
 def linear(xp, x: Float, weight: Float, bias: Float = None):
-    """x weight^T + bias: (..., i), (o, i), (o) -> (..., o)."""
+    """x weight^T + bias: (..., i), (o, i), (o) -> (..., o).
+
+    dx = dy @ weight
+    dweight = dy.mT @ x
+    dbias = sum(dy, 0)
+    """
     check_linear(x, weight, bias)
     y = xp.matmul(x, weight.T)
     if bias is not None:
@@ -92,7 +105,10 @@ def _(draw):
 
 @op
 def embedding(xp, indices: Index, weight: Float):
-    """Rows of a table: integers (...) in 0..k-1, weight (k, d) -> (..., d)."""
+    """Rows of a table: integers (...) in 0..k-1, weight (k, d) -> (..., d).
+
+    dweight[k] = sum(dy[indices == k], 0)
+    """
     if indices.dtype.kind not in "iu":
         raise TypeError(f"indices must be integers, found {indices.dtype}")
     if weight.ndim != 2:

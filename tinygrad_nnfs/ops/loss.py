@@ -1,4 +1,7 @@
-"""Losses. `reduction` is "mean" (default), "sum" or "none", as in PyTorch."""
+"""Losses. `reduction` is "mean" (default), "sum" or "none", as in PyTorch.
+
+In the formulas spread(dy) is the share of dy that each single loss gets: dy, for "mean" dy / n.
+"""
 
 from tinygrad_nnfs.registry import Float, Index, op
 
@@ -47,6 +50,10 @@ def softmax_cross_entropy(
 
     `labels` are class indices 0..k-1 of any integer dtype. With `label_smoothing` s the target is
     1 - s on the label plus s / k on every class (Szegedy et al., 2016, section 7).
+
+    dlogits = spread(dy) * (softmax(logits) - target)
+    with target = (1 - s) * onehot(labels) + s / k
+    with s = label_smoothing
     """
     check_labels(logits, labels, label_smoothing)
     n, k = logits.shape
@@ -87,6 +94,10 @@ def soft_cross_entropy(xp, logits: Float, targets: Float, *, reduction="mean"):
     """The cross-entropy of softmax(logits) to probabilities: (n, k), (n, k) -> () or (n,).
 
     -sum_k targets_k log softmax(logits)_k: the targets of a teacher (Hinton et al., 2015), say.
+
+    dlogits = spread(dy) * (p * sum(targets, 1) - targets)
+    dtargets = -spread(dy) * log(p)
+    with p = softmax(logits)
     """
     if logits.ndim != 2 or targets.shape != logits.shape:
         raise ValueError("logits and targets must both be (n, classes)")
@@ -113,7 +124,11 @@ def _(draw):
 
 @op
 def mse_loss(xp, prediction: Float, target: Float, *, reduction="mean"):
-    """The squared error (prediction - target)^2: two tensors of one shape -> () or that shape."""
+    """The squared error (prediction - target)^2: two tensors of one shape -> () or that shape.
+
+    dprediction = 2 * spread(dy) * (prediction - target)
+    dtarget = 2 * spread(dy) * (target - prediction)
+    """
     if getattr(prediction, "shape", None) != getattr(target, "shape", None):
         raise ValueError("prediction and target must have one shape")
     loss, spread = reduce_losses(reduction, (prediction - target) ** 2)

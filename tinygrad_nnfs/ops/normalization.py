@@ -36,6 +36,16 @@ def batch_norm2d(
     `training`. `running` is a pair of arrays (c), mean and variance, that training moves towards
     the batch's, `running += momentum (batch - running)` with the unbiased variance, and that
     evaluation uses instead. That update is this library's one side effect. Ioffe and Szegedy, 2015.
+    In evaluation the statistics are constants, so that dx is just weight / s * dy.
+
+    dx = weight / s * (dy - a - z * b)
+    dweight = sum(dy * z, axes)
+    dbias = sum(dy, axes)
+    with a = mean(dy, axes)
+    with b = mean(dy * z, axes)
+    with z = (x - mean(x, axes)) / s
+    with s = sqrt(var(x, axes) + eps)
+    with axes = (0, 2, 3)
     """
     if x.ndim != 4 or not weight.shape == bias.shape == x.shape[1:2]:
         raise ValueError("x must be (n, c, h, w), weight and bias (c,)")
@@ -92,6 +102,17 @@ def layer_norm(xp, x: Float, weight: Float, bias: Float, *, eps=1e-5):
     """Normalise each element of the batch over its last axes: those of `weight` and `bias`.
 
     y = weight (x - mean) / sqrt(var + eps) + bias: (..., *s), s, s -> (..., *s). Ba et al., 2016.
+
+    dx = (g - a - z * b) / s
+    dweight = sum(dy * z, batch)
+    dbias = sum(dy, batch)
+    with a = mean(g, axes)
+    with b = mean(g * z, axes)
+    with g = dy * weight
+    with z = (x - mean(x, axes)) / s
+    with s = sqrt(var(x, axes) + eps)
+    with axes = the last ones, which weight has
+    with batch = the ones before
     """
     normed = weight.ndim
     if not normed or weight.shape != bias.shape or x.shape[-normed:] != weight.shape:

@@ -24,6 +24,8 @@ def max_pool2d(xp, x: Float, *, kernel_size, stride=None, padding=0):
 
     `stride` is the kernel's size unless given; windows may overlap. Padding counts as -inf. Among
     equal elements of a window the first, in row order, gets the gradient.
+
+    dx[n, c, p, q] = the sum of dy over the windows whose first maximum is x[n, c, p, q]
     """
     _, padding, places, overlap = _windows(x, kernel_size, stride, padding)
     if 0 in x.shape[2:]:
@@ -67,6 +69,8 @@ def avg_pool2d(xp, x: Float, *, kernel_size, stride=None, padding=0):
     """The mean of each window: (n, c, h, w) -> (n, c, oh, ow).
 
     `stride` is the kernel's size unless given. Padding counts as zeros that are part of the mean.
+
+    dx[n, c, p, q] = the sum of dy / (kh kw) over the windows that x[n, c, p, q] is in
     """
     kernel, padding, places, _ = _windows(x, kernel_size, stride, padding)
     area = kernel[0] * kernel[1]

@@ -1,4 +1,8 @@
-"""Reductions over all axes, one axis or several (`axis=None`, an int, a tuple of ints)."""
+"""Reductions over all axes, one axis or several (`axis=None`, an int, a tuple of ints).
+
+In the formulas spread(dy) is dy at each of the elements that were reduced to its place, and `count`
+their number.
+"""
 
 import math
 
@@ -31,7 +35,10 @@ def _count(shape, axes):
 
 @op(method="sum", saves=0)
 def sum(xp, x: Number, *, axis=None, keepdims=False):
-    """The sum over `axis`; 0 over no elements."""
+    """The sum over `axis`; 0 over no elements.
+
+    dx = spread(dy)
+    """
     axis = _axes(x, axis, keepdims)
     shape = x.shape
 
@@ -49,7 +56,10 @@ def _(draw):
 
 @op(method="mean", saves=0)
 def mean(xp, x: Float, *, axis=None, keepdims=False):
-    """The arithmetic mean over `axis`."""
+    """The arithmetic mean over `axis`.
+
+    dx = spread(dy) / count
+    """
     axis = _axes(x, axis, keepdims)
     shape, n = x.shape, _count(x.shape, axis)
     if n == 0:
@@ -73,6 +83,8 @@ def var(xp, x: Float, *, axis=None, keepdims=False, correction=1):
 
     `correction=1` (PyTorch's default) estimates a population's variance from a sample,
     `correction=0` (numpy's default) describes the elements themselves.
+
+    dx = spread(dy) * 2 * (x - mean(x, axis)) / (count - correction)
     """
     axis = _axes(x, axis, keepdims)
     freedom = _count(x.shape, axis) - correction
@@ -110,7 +122,10 @@ def _share_among_ties(xp, x, y, dy, axis, keepdims):
 
 @op(method="max")
 def max(xp, x: Number, *, axis=None, keepdims=False):
-    """The largest element over `axis`; equal ones share the gradient."""
+    """The largest element over `axis`; equal ones share the gradient.
+
+    dx = spread(dy) * (x == spread(y)) / sum(x == spread(y), axis)
+    """
     axis = _axes(x, axis, keepdims)
     y = x.max(axis=axis, keepdims=keepdims)
 
@@ -122,7 +137,10 @@ def max(xp, x: Number, *, axis=None, keepdims=False):
 
 @op(method="min")
 def min(xp, x: Number, *, axis=None, keepdims=False):
-    """The smallest element over `axis`; equal ones share the gradient."""
+    """The smallest element over `axis`; equal ones share the gradient.
+
+    dx = spread(dy) * (x == spread(y)) / sum(x == spread(y), axis)
+    """
     axis = _axes(x, axis, keepdims)
     y = x.min(axis=axis, keepdims=keepdims)
 

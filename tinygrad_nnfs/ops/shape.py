@@ -10,7 +10,10 @@ from tinygrad_nnfs.tensor import Tensor
 
 @op(method="reshape", spread=True, saves=0)
 def reshape(xp, x: Number, *, shape):
-    """The same elements, in the same (row-major) order, in `shape`; one size may be -1."""
+    """The same elements, in the same (row-major) order, in `shape`; one size may be -1.
+
+    dx = reshape(dy, x.shape)
+    """
     before, in_order, strides = x.shape, x.flags.c_contiguous, x.strides
 
     def dx(dy):
@@ -36,7 +39,10 @@ def _(draw):
 
 @op(method="transpose", spread=True, saves=0)
 def transpose(xp, x: Number, *, axes=None):
-    """The axes in the order `axes` (numpy's transpose, PyTorch's permute); None reverses them."""
+    """The axes in the order `axes` (numpy's transpose, PyTorch's permute); None reverses them.
+
+    dx = transpose(dy, argsort(axes))
+    """
     if axes is not None and len(axes) != x.ndim:
         raise ValueError(f"axes must name each axis of x once, found {axes}")
     y = xp.transpose(x, axes)
@@ -59,7 +65,10 @@ def _(draw):
 
 @op(method="__getitem__")
 def getitem(xp, x: Number, *, index):
-    """x[index]: integers, slices, None, ..., integer or bool arrays and Tensors, as in numpy."""
+    """x[index]: integers, slices, None, ..., integer or bool arrays and Tensors, as in numpy.
+
+    dx[i] = the sum of dy over the places of y that x[i] was taken to
+    """
     shape, dtype = x.shape, x.dtype
     parts = index if isinstance(index, tuple) else (index,)
     index = tuple(part.data if isinstance(part, Tensor) else part for part in parts)
@@ -93,7 +102,10 @@ def _(draw):
 
 @op(saves=0)
 def concatenate(xp, *xs: Number, axis=0):
-    """The tensors one after the other along `axis`; their other sizes are equal."""
+    """The tensors one after the other along `axis`; their other sizes are equal.
+
+    dxs[i] = the part of dy that lies where xs[i] was put
+    """
     y = xp.concatenate(xs, axis=axis)
     along = range(y.ndim)[axis]
 
@@ -116,7 +128,10 @@ def _(draw):
 
 @op(saves=0)
 def stack(xp, *xs: Number, axis=0):
-    """Tensors of one shape along a new axis."""
+    """Tensors of one shape along a new axis.
+
+    dxs[i] = take(dy, i, axis)
+    """
     y = xp.stack(xs, axis=axis)
     along = range(y.ndim)[axis]
 
@@ -136,7 +151,10 @@ def _(draw):
 
 @op(saves=0)
 def pad(xp, x: Number, *, pad_width, value=0):
-    """x with `value` around it: `pad_width` is a (before, after) pair for each axis."""
+    """x with `value` around it: `pad_width` is a (before, after) pair for each axis.
+
+    dx = dy without what was put around x
+    """
     if len(pad_width) != x.ndim:
         raise ValueError(f"pad_width must be a pair for each axis of x, found {pad_width}")
     inner = tuple(
@@ -158,7 +176,10 @@ def _(draw):
 
 @op(method="astype", saves=0)
 def astype(xp, x: Number, *, dtype):
-    """x in another dtype; the gradient comes back in x's own."""
+    """x in another dtype; the gradient comes back in x's own.
+
+    dx = astype(dy, x.dtype)
+    """
     before = x.dtype
     if xp.dtype(dtype).kind not in "biuf":
         raise TypeError(f"elements must be bool, integer or floating, not {dtype}")
@@ -178,7 +199,10 @@ def _(draw):
 
 @op(method="to", saves=0)
 def to(xp, x: Number, *, device):
-    """x on `device` ("cpu" or "cuda"); the gradient goes back to where x is."""
+    """x on `device` ("cpu" or "cuda"); the gradient goes back to where x is.
+
+    dx = to(dy, x.device)
+    """
     home = backend.device_of(x)
 
     def dx(dy):
