@@ -1,6 +1,7 @@
 """Augmentation: images uint8 (n, 28, 28) -> random variations of them, the same shape and dtype.
 
-Labels stay true: a shifted, mirrored or partly covered shirt is a shirt (but a mirrored 3 is no 3).
+Labels stay true, but for `mix`: a shifted, mirrored or partly covered shirt is a shirt (but a
+mirrored 3 is no 3).
 """
 
 import numpy as np
@@ -19,6 +20,18 @@ def mirror(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Each image with its left and right exchanged, or not."""
     mirrored = random.random(len(images)) < 0.5
     return np.where(mirrored[:, None, None], images[:, :, ::-1], images)
+
+
+def mix(images: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:
+    """Half of the images with up to `share` of another one in them, the other half as they are.
+
+    As in mixup (Zhang et al., 2018), but what a mixture is must be judged by itself.
+    """
+    n = len(images)
+    shares = random.uniform(0, share, n) * (random.random(n) < 0.5)
+    other = images[random.permutation(n)]
+    mixed = images + shares[:, None, None] * (other.astype(np.float32) - images)
+    return np.round(mixed).astype(np.uint8)
 
 
 def erase(images: np.ndarray, share: float, random: np.random.Generator) -> np.ndarray:

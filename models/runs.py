@@ -75,8 +75,10 @@ class Run:
             )
         except (RuntimeError, ValueError) as error:  # no such device; a seed out of range
             raise TrainingError(str(error)) from None
-        targets = labels if self.training.targets is None else self.training.targets
-        self.learnt_crc = zlib.crc32(targets, zlib.crc32(images))
+        self.learnt_crc = zlib.crc32(labels, zlib.crc32(images))
+        if self.training.teacher:
+            for array in self.training.teacher.state_dict().values():
+                self.learnt_crc = zlib.crc32(array, self.learnt_crc)
         self.seconds = 0.0  # of training, all sessions together
         self.saved_step = 0
         self.saved_best = 0  # the epoch that best.safetensors is of

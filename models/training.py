@@ -27,7 +27,9 @@ from tinygrad_nnfs.backend import restart_keys
 from tinygrad_nnfs.data import CLASS_NAMES, scale
 from tinygrad_nnfs.ops import soft_cross_entropy, softmax_cross_entropy
 
-ORDER, AUGMENTATION = 1, 2  # what random numbers are for: each purpose has streams of its own
+# what random numbers are for: each purpose has streams of its own
+ORDER, AUGMENTATION, MIXTURE = 1, 2, 3
+MIXTURES = 8  # of the images, taken in turns: a teacher judges each of them once
 AVERAGE_EVERY = 8  # steps between updates of the weights' average: one costs as much as SGD's step
 
 
@@ -102,10 +104,8 @@ class Training:
         self.recipe, self.seed, self.device = recipe, seed, device
         self.images, self.labels, self.validation = images, labels, validation
         self.network = NETWORKS[recipe.network]().to(device)
-        if not recipe.dropout:
-            for layer in self.network.modules():
-                if isinstance(layer, nn.Dropout):
-                    layer.p = 0.0
+        dropouts = [layer for layer in self.network.modules() if isinstance(layer, nn.Dropout)]
+        self.dropouts = [(layer, layer.p if recipe.dropout else 0.0) for layer in dropouts]
         weights = [p for p in self.network.parameters() if p.ndim > 1]
         biases = [p for p in self.network.parameters() if p.ndim == 1]
         momentum = {"momentum": recipe.momentum} if recipe.optimizer == "sgd" else {}
@@ -120,7 +120,9 @@ class Training:
         self.average = None
         if recipe.average:
             self.average = optim.WeightAverage(self.network.parameters(), recipe.average)
-        self.targets = taught(recipe, images, device) if recipe.teacher else None
+        self.teacher = teacher_of(recipe).to(device) if recipe.teacher else None
+        self.taught: dict[int, np.ndarray] = {}  # what it says, by the number of the mixture
+        self.shown, self.targets = images, None  # in this epoch; None: the labels
         self.best: dict[str, np.ndarray] = {}  # the weights of the best epoch
         self.at = Counters()
 
@@ -134,6 +136,7 @@ class Training:
         steps_of_epoch = -(-count // size)
         while at.epoch < self.recipe.epochs and not at.stopped:
             order = self.random(ORDER, at.epoch).permutation(count)
+            self.begin_epoch()
             self.network.train()
             for start in range(at.samples, count, size):
                 self.optimizer.lr = self.recipe.learning_rate(at.step / steps_of_epoch)
@@ -142,10 +145,37 @@ class Training:
                 if at.stopped:
                     return
 
+    def begin_epoch(self) -> None:
+        """Switch dropout on or off, and choose what is shown and what a teacher says of it."""
+        recipe, epoch = self.recipe, self.at.epoch
+        for layer, p in self.dropouts:
+            layer.p = p if epoch < recipe.dropout_until * recipe.epochs else 0.0
+        mixture = 0
+        if recipe.mixup:
+            mixture = epoch % MIXTURES
+            random = self.random(MIXTURE, mixture)
+            self.shown = augmentation.mix(self.images, recipe.mixup, random)
+        if self.teacher:
+            if mixture not in self.taught:
+                self.taught[mixture] = self.judged(self.shown)
+            self.targets = self.taught[mixture]
+
+    def judged(self, images: np.ndarray) -> np.ndarray:
+        """What the teacher makes of images: float32 (n, classes), the targets to learn.
+
+        A teacher's probabilities say more than labels do: what else an image might have been
+        (Hinton et al., "Distilling the knowledge in a neural network", 2015). Where images are
+        mirrored, the mean of what it makes of an image and of its mirror image.
+        """
+        views = [images, images[:, :, ::-1]] if self.recipe.mirror else [images]
+        classes = CLASS_NAMES[self.recipe.data]
+        found = [probabilities(self.teacher, view, classes, self.device) for view in views]
+        return np.mean(found, axis=0)
+
     def learn(self, chosen: np.ndarray) -> None:
         """One step on the images with the indices `chosen`."""
         at = self.at
-        images = self.augmented(self.images[chosen])
+        images = self.augmented(self.shown[chosen])
         logits, loss = self.forward(images, chosen)
         value = loss.item()
         if not math.isfinite(value):
@@ -313,20 +343,11 @@ class Training:
                 raise ValueError(f"the optimiser's memory of {name} is {sorted(found)}")
 
 
-def taught(recipe: Recipe, images: np.ndarray, device: str) -> np.ndarray:
-    """What the recipe's teacher makes of images: float32 (n, 10), the targets to learn.
-
-    Where images are mirrored, the mean of what it makes of an image and of its mirror image.
-    A teacher's probabilities say more than labels do: what else an image might have been (Hinton
-    et al., "Distilling the knowledge in a neural network", 2015). Raises TrainingError.
-    """
+def teacher_of(recipe: Recipe) -> nn.Module:
+    """The network that the recipe names as a teacher. Raises TrainingError."""
     network, text = load_model(shipped(recipe.teacher))
     if text.get("data") != recipe.data:
         raise TrainingError(
             f"the teacher {recipe.teacher} knows {text.get('data')}, not {recipe.data}"
         )
-    views = [images, images[:, :, ::-1]] if recipe.mirror else [images]
-    found = [
-        probabilities(network.to(device), view, CLASS_NAMES[recipe.data], device) for view in views
-    ]
-    return np.mean(found, axis=0)
+    return network

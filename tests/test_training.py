@@ -11,7 +11,7 @@ from tinygrad_nnfs.models import augmentation, networks
 from tinygrad_nnfs.models.evaluation import evaluate
 from tinygrad_nnfs.models.mlp import MLP
 from tinygrad_nnfs.models.recipes import RECIPES, Recipe
-from tinygrad_nnfs.models.training import Training, TrainingError
+from tinygrad_nnfs.models.training import MIXTURES, Training, TrainingError
 
 from tinygrad_nnfs import checkpoint, get_rng_state, nn
 from tinygrad_nnfs.backend import restart_keys
@@ -304,19 +304,63 @@ def test_label_smoothing_is_in_the_loss():
     assert first.loss == loss.item()
 
 
-def test_a_teachers_probabilities_are_the_targets(tmp_path, monkeypatch):
+@pytest.fixture
+def teacher(tmp_path, monkeypatch):
+    """An MLP for the digits that the package comes with, as "teacher"; "none" is not there."""
     monkeypatch.setattr(networks, "WEIGHTS", tmp_path)
-    teacher = MLP().eval()
+    network = MLP().eval()
     text = {"format": checkpoint.MODEL_FORMAT, "data": "digits"}
-    checkpoint.save(tmp_path / "teacher.safetensors", teacher.state_dict(), text)
-    logits = teacher(scale(DIGITS.train_images[:40])).numpy().astype(np.float64)
-    targets = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    checkpoint.save(tmp_path / "teacher.safetensors", network.state_dict(), text)
     monkeypatch.setattr(
         Recipe.__dataclass_fields__["teacher"], "metadata", {"choices": ("", "teacher", "none")}
     )
+    return network
+
+
+def judged(teacher, images):
+    """Softmax of the teacher's logits, in float64."""
+    logits = teacher(scale(images)).numpy().astype(np.float64)
+    return np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+
+
+def test_a_teacher_judges_every_mixture_in_turn(teacher):
+    recipe = replace(SMALL, teacher="teacher", mixup=0.5, mirror=True, epochs=MIXTURES + 2)
+    run, shown, learnt = training(recipe, seed=3), [], []
+    run.augmented = lambda images: learnt.extend(images) or images
+    for step in run.steps():
+        if step.end_of_epoch:
+            shown.append(run.shown)
+            assert sorted(x.tobytes() for x in learnt) == sorted(x.tobytes() for x in run.shown)
+            learnt.clear()
+            both = judged(teacher, run.shown) + judged(teacher, run.shown[:, :, ::-1])
+            np.testing.assert_allclose(run.targets, both / 2, atol=1e-6)
+    for i, images in enumerate(shown[:MIXTURES]):
+        same_as = [j for j, other in enumerate(shown) if np.array_equal(images, other)]
+        assert same_as == list(range(i, len(shown), MIXTURES))
+    mixed = [(images != run.images).any(axis=(1, 2)) for images in shown[:MIXTURES]]
+    assert 0.3 < np.mean(mixed) < 0.6
+
+
+def test_a_training_with_mixtures_goes_on_to_the_same_bits(teacher):
+    recipe = replace(SMALL, teacher="teacher", mixup=0.5, dropout_until=0.5, epochs=3)
+    whole = training(recipe)
+    losses = [step.loss for step in whole.steps()]
+    for stop in range(len(losses)):
+        begun = training(recipe)
+        steps = begun.steps()
+        for _ in range(stop):
+            next(steps)
+        gone_on = training(recipe)
+        gone_on.restore(*begun.state())
+        assert [step.loss for step in gone_on.steps()] == losses[stop:]
+        assert same(whole.state()[0], gone_on.state()[0])
+
+
+def test_a_teachers_probabilities_are_the_targets(teacher):
+    targets = judged(teacher, DIGITS.train_images[:40])
     recipe = replace(SMALL, teacher="teacher", dropout=False, batch_size=40)
     run = training(recipe)
-    pupil = run.network(scale(run.images)).numpy().astype(np.float64)
+    pupil = run.network.eval()(scale(run.images)).numpy().astype(np.float64)
     log_softmax = pupil - np.log(np.exp(pupil).sum(axis=1, keepdims=True))
     expected = -(targets * log_softmax).sum(axis=1).mean()
     assert next(run.steps()).loss == pytest.approx(expected, rel=1e-5)
@@ -360,6 +404,7 @@ def test_averages_count_from_their_first_update_on():
         ({"momentum": 1}, "momentum must be a number >= 0 and < 1, found 1"),
         ({"warmup": 0.0}, "warmup must be a number > 0 and < 1, found 0.0"),
         ({"patience": 1}, "patience needs validation"),
+        ({"mixup": 0.5}, "mixup needs a teacher"),
         ({"teacher": "cnn-fashion-mnist-teacher", "label_smoothing": 0.1}, "targets are smooth"),
         ({"teacher": "cnn-fashion-mnist-teacher", "split": "resplit"}, "standard split"),
     ],
@@ -369,9 +414,18 @@ def test_settings_out_of_range(settings, message):
         Recipe(**settings)
 
 
-def test_dropout_can_be_switched_off():
-    layers = training(replace(SMALL, dropout=False)).network
-    assert [layer.p for layer in layers if isinstance(layer, nn.Dropout)] == [0, 0]
+def dropout_by_epoch(recipe):
+    run = training(recipe)
+    layers = [layer for layer in run.network if isinstance(layer, nn.Dropout)]
+    return [[layer.p for layer in layers] for step in run.steps() if step.end_of_epoch]
+
+
+def test_dropout_can_be_switched_off_at_once_or_later():
+    assert dropout_by_epoch(replace(SMALL, dropout=False)) == [[0, 0]] * 2
+    assert dropout_by_epoch(SMALL) == [[0.2, 0.2]] * 2
+    recipe = replace(SMALL, epochs=5, dropout_until=0.5)
+    assert dropout_by_epoch(recipe) == [[0.2, 0.2]] * 3 + [[0, 0]] * 2
+    assert dropout_by_epoch(replace(recipe, dropout_until=0.0)) == [[0, 0]] * 5
 
 
 # -- augmentation ----------------------------------------------------------------------------------
@@ -396,6 +450,18 @@ def test_mirrored_images_are_mirrored_or_not(seed):
     turned = (mirrored == IMAGES[:, :, ::-1]).all(axis=(1, 2))
     assert (as_they_were | turned).all()
     assert 5 < as_they_were.sum() < 45
+
+
+@given(st.floats(0, 1), st.integers(0, 99))
+def test_mixed_images_lie_on_the_way_to_another(share, seed):
+    black_and_white = np.repeat(np.array([0, 255], np.uint8), 25)[:, None, None]
+    images = np.broadcast_to(black_and_white, (50, 28, 28))
+    mixed = augmentation.mix(images, share, np.random.default_rng(seed))
+    assert (mixed.shape, mixed.dtype) == (images.shape, np.uint8)
+    assert (mixed == mixed[:, :1, :1]).all()
+    way = abs(mixed[:, 0, 0].astype(int) - images[:, 0, 0]) / 255
+    assert way.max() <= share + 0.5 / 255
+    assert (way == 0).sum() >= 10
 
 
 @given(st.integers(0, 99))
