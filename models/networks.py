@@ -20,8 +20,7 @@ from tinygrad_nnfs.checkpoint import (
 
 NETWORKS = {"mlp": MLP, "cnn": CNN}
 WEIGHTS = Path(__file__).parent / "weights"  # of the networks that come with the package
-SHIPPED = "cnn-fashion-mnist"  # the best that does
-TEACHER = "cnn-fashion-mnist-teacher"  # by fashion-cnn-teacher-plus, seed 0
+SHIPPED = "cnn-fashion-mnist"  # the one that does
 
 
 def shipped(name: str) -> Path:

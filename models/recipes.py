@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from tinygrad_nnfs.models.networks import NETWORKS, TEACHER
+from tinygrad_nnfs.models.networks import NETWORKS, SHIPPED
 
 from tinygrad_nnfs import optim
 from tinygrad_nnfs.data import CLASS_NAMES
@@ -17,7 +17,7 @@ from tinygrad_nnfs.data import CLASS_NAMES
 OPTIMIZERS = {"sgd": optim.SGD, "adamw": optim.AdamW}
 SCHEDULES = ("constant", "inverse-time", "cosine", "one-cycle")
 SPLITS = ("standard", "resplit")
-TEACHERS = ("", TEACHER)
+TEACHERS = ("", SHIPPED)
 
 
 def setting(default: Any, meaning: str, **limits: Any) -> Any:
@@ -156,7 +156,7 @@ _FASHION_PLUS = Recipe(
     epochs=120,
     lr=0.1,
     schedule="one-cycle",
-    teacher=TEACHER,
+    teacher=SHIPPED,
     mirror=True,
     average=0.99,
 )
@@ -175,7 +175,7 @@ _CNN_PLUS = Recipe(
     shift=1,
     average=0.99,
 )
-_FASHION_CNN_PLUS = replace(_CNN_PLUS, data="fashion-mnist", mirror=True)
+
 
 RECIPES = {
     **{f"mnist-{name}": replace(recipe, data="mnist") for name, recipe in _VARIANTS.items()},
@@ -190,8 +190,7 @@ RECIPES = {
     "fashion-minibatch-plus": replace(_FASHION_PLUS, dropout=False),
     "fashion-dropout-plus": _FASHION_DROPOUT_PLUS,
     "fashion-dropout-l2-plus": replace(_FASHION_DROPOUT_PLUS, weight_decay=0.01),
-    "fashion-cnn-teacher-plus": _FASHION_CNN_PLUS,
-    "fashion-cnn-plus": replace(_FASHION_CNN_PLUS, epochs=80, label_smoothing=0.0, teacher=TEACHER),
+    "fashion-cnn-plus": replace(_CNN_PLUS, data="fashion-mnist", mirror=True),
     "mnist-cnn-plus": replace(_CNN_PLUS, data="mnist"),
 }
 

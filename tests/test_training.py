@@ -405,8 +405,8 @@ def test_averages_count_from_their_first_update_on():
         ({"warmup": 0.0}, "warmup must be a number > 0 and < 1, found 0.0"),
         ({"patience": 1}, "patience needs validation"),
         ({"mixup": 0.5}, "mixup needs a teacher"),
-        ({"teacher": "cnn-fashion-mnist-teacher", "label_smoothing": 0.1}, "targets are smooth"),
-        ({"teacher": "cnn-fashion-mnist-teacher", "split": "resplit"}, "standard split"),
+        ({"teacher": "cnn-fashion-mnist", "label_smoothing": 0.1}, "targets are smooth"),
+        ({"teacher": "cnn-fashion-mnist", "split": "resplit"}, "standard split"),
     ],
 )
 def test_settings_out_of_range(settings, message):
