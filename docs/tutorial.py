@@ -7,8 +7,8 @@
 #
 # Everything here ran when this page was made, on a CPU, in half a minute. To follow, install the
 # package, in a clone, by `pip install -e '.[docs,fast]'`. Then open [this page as a
-# notebook](tutorial.ipynb), or its source, `docs/tutorial.py`, in an editor that runs cells, or
-# paste the pieces into Python.
+# notebook](tutorial.ipynb) (`make docs` makes it), or its source, `docs/tutorial.py`, in an editor
+# that runs cells. Pasted into plain Python the code works as well, but for the pictures.
 
 # %%
 import matplotlib.pyplot as plt
@@ -179,8 +179,8 @@ plt.show()
 #
 # Give the op samples, from which test cases are drawn, and `check_op` holds it to finite
 # differences in float64, and to what else is asked of an op: shapes and dtypes, that nothing it was
-# given is changed, that it works on arrays in any memory order, that it saves no more than it
-# should.
+# given is changed, that it works on arrays in any memory order, that its rules keep no more bytes
+# than inputs and output have (`@op(saves=2)` would allow twice that).
 
 # %%
 from tinygrad_nnfs.checking import CheckError, check_op, gradcheck
@@ -195,6 +195,36 @@ check_op(swish)
 print("swish is right")
 
 # %% [markdown]
+# An op with two inputs has two rules. Where an input was broadcast, its gradient is a sum over what
+# it was stretched to. In *PReLU* (He et al., 2015) the slope of each channel is learnt, too:
+
+
+# %%
+@op
+def prelu(xp, x, slope):
+    """x where x > 0, else slope x: (n, c), (c) -> (n, c)."""
+
+    def dx(dy):
+        return dy * xp.where(x > 0, 1, slope)
+
+    def dslope(dy):
+        return (dy * xp.minimum(x, 0)).sum(axis=0)
+
+    return xp.where(x > 0, x, slope * x), dx, dslope
+
+
+@prelu.samples
+def _(draw):
+    n, c = draw.sizes(2)
+    yield draw.case(draw.away_from(0, n, c), draw.normal(c))
+
+
+check_op(prelu)
+print("prelu is right")
+
+# %% [markdown]
+# In a layer of yours, `self.slope = Parameter([0.25] * c)` makes it a parameter that is trained.
+#
 # A wrong rule is found, with the place and both values. Here the inner derivative was forgotten:
 
 
@@ -216,7 +246,8 @@ except CheckError as error:
     print(error)
 
 # %% [markdown]
-# `gradcheck` does the same for any function composed of ops. In a test file,
+# `nnfs gradcheck --module my_ops.py` does that for all ops of a file. `gradcheck` does the same for
+# any function composed of ops. In a test file,
 # `tinygrad_nnfs.testing.check_op` lets hypothesis choose the cases, and shrink a failure to a small
 # one.
 
@@ -248,7 +279,8 @@ loss = ops.softmax_cross_entropy(network(images[:64]), labels[:64])
 
 # %% [markdown]
 # The tape can be looked at as a picture: `draw` shows the ops from the data down to the loss, with
-# the parameters beside them. [There is more to see](graph.md), such as the gradients of each.
+# the parameters beside them. Notebooks show it; `save(draw(loss), "network.svg")` writes a file.
+# [There is more to see](graph.md), such as the gradients of each.
 
 # %%
 from tinygrad_nnfs.graph import draw
@@ -315,8 +347,8 @@ print("softsign is right")
 
 # %% [markdown]
 # The check moves every input a little, by up to 0.002, to both sides. A kink in between, such as
-# that of |x| at 0, spoils the differences, so samples keep away from it. `draw.normal` would do
-# most of the time, and then one day draw 0.0005.
+# that of |x| at 0, spoils the differences. `check_op` notices that and tries elsewhere, but samples
+# that keep away from kinks are checked everywhere.
 #
 # What follows is about learning faster, and about convolutions.
 #

@@ -409,7 +409,7 @@ def _dy_for(y: Any) -> Any:
     return np.asarray(np.random.default_rng(1).standard_normal(y.shape)).astype(y.dtype)
 
 
-def _apply_rules(rules: Sequence[Any], dy: Any, inputs: Arrays) -> list[Any]:
+def _apply_rules(name: str, rules: Sequence[Any], dy: Any, inputs: Arrays) -> list[Any]:
     """The gradient by each input that has one and is an array."""
     gradients: list[Any] = []
     for i, (rule, x) in enumerate(zip(rules, inputs, strict=False)):
@@ -418,7 +418,7 @@ def _apply_rules(rules: Sequence[Any], dy: Any, inputs: Arrays) -> list[Any]:
             continue
         dx = rule(dy)
         if not isinstance(dx, np.ndarray | np.generic):
-            raise CheckError(f"the rule for input {i} returned {dx!r}, not an array")
+            raise CheckError(f"{name}: the rule for input {i} returned {dx!r}, not an array")
         gradients.append(np.asarray(dx))
     return gradients
 
@@ -432,8 +432,11 @@ def check_gradient(op: Op[...], case: Case) -> dict[int, float]:
     worst: dict[int, float] = {}
     for name, function in implementations(op, case):
 
-        def gradients(arrays: Arrays, dy: Any, function: Any = function) -> list[Any]:
-            found = _apply_rules(_run(function, case, arrays)[1], dy, arrays)
+        def gradients(
+            arrays: Arrays, dy: Any, name: str = name, function: Any = function
+        ) -> list[Any]:
+            found = _apply_rules(name, _run(function, case, arrays)[1], dy, arrays)
+            _check_gradients_fit(name, arrays, found)
             return [
                 # a rule that was forgotten says that the derivative is zero
                 np.zeros(x.shape) if dx is None and kind is not Index and _is_floating(x) else dx
@@ -459,7 +462,7 @@ def check_complex_step(op: Op[...], case: Case) -> None:
         return op.reference(xp, *arrays, **case.params)[0]
 
     dy = _dy_for(y)
-    for i, gradient in enumerate(_apply_rules(rules, dy, case.inputs)):
+    for i, gradient in enumerate(_apply_rules(op.__name__, rules, dy, case.inputs)):
         x = case.inputs[i]
         if gradient is None or not x.size:
             continue
@@ -506,7 +509,7 @@ def check_variants(op: Op[...], case: Case) -> None:
         results = []
         for name, function in implementations(op, twin):
             y, rules = _run(function, twin)
-            results.append((name, [y, *_apply_rules(rules, _dy_for(y), twin.inputs)]))
+            results.append((name, [y, *_apply_rules(name, rules, _dy_for(y), twin.inputs)]))
         for name, arrays in results[1:]:
             _same_results(f"{name} against {op.__name__}", results[0][1], arrays, tolerance)
 
@@ -514,7 +517,7 @@ def check_variants(op: Op[...], case: Case) -> None:
 def check_shape_and_dtype(op: Op[...], case: Case) -> None:
     """Gradients have their input's shape and dtype; float32 in, float32 out, and near float64's."""
     y64, rules = _run(op.reference, case)
-    expected = [y64, *_apply_rules(rules, _dy_for(y64), case.inputs)]
+    expected = [y64, *_apply_rules(op.__name__, rules, _dy_for(y64), case.inputs)]
     _check_gradients_fit(op.__name__, case.inputs, expected[1:])
     low_case = _in_float32(case)
     low = low_case.inputs
@@ -522,7 +525,7 @@ def check_shape_and_dtype(op: Op[...], case: Case) -> None:
         y, rules = _run(function, low_case)
         if y64.dtype.kind == "f" and y.dtype != np.float32 and any(map(_is_floating, low)):
             raise CheckError(f"{name}: float32 inputs give {y.dtype}")
-        found = _apply_rules(rules, _dy_for(y64).astype(y.dtype), low)
+        found = _apply_rules(name, rules, _dy_for(y64).astype(y.dtype), low)
         _check_gradients_fit(name, low, found)
         _same_results(f"{name} in float32", expected, [y, *found], 1e-4)
 
@@ -531,8 +534,8 @@ def _check_gradients_fit(name: str, inputs: Arrays, gradients: Arrays) -> None:
     for i, (x, dx) in enumerate(zip(inputs, gradients, strict=True)):
         if dx is not None and (dx.shape, dx.dtype) != (x.shape, x.dtype):
             raise CheckError(
-                f"{name}: the gradient by input {i} is {dx.dtype} {dx.shape}, "
-                f"the input {x.dtype} {x.shape}"
+                f"{name}: the gradient by input {i} is {dx.dtype} {dx.shape}, the input {x.dtype} "
+                f"{x.shape}" + ": sum over the axes that were broadcast" * (dx.size > x.size)
             )
 
 
@@ -552,7 +555,7 @@ def _check_nothing_mutated(op: Op[...], case: Case) -> None:
             y, rules = _run(function, case, inputs)
             before, dy = y.copy(), _dy_for(y)
             dy.flags.writeable = False
-            _apply_rules(rules, dy, inputs)
+            _apply_rules(name, rules, dy, inputs)
         except ValueError as error:
             if "read-only" in str(error) or "not writeable" in str(error):
                 raise CheckError(f"{name} writes to an input or to dy: {error}") from error
@@ -588,12 +591,12 @@ def check_memory_order(op: Op[...], case: Case) -> None:
     """Transposed, reversed and strided inputs and upstream gradients give the same results."""
     for twin, tolerance in precisions(op, case):
         y, rules = _run(op.reference, twin)
-        expected = [y, *_apply_rules(rules, _dy_for(y), twin.inputs)]
+        expected = [y, *_apply_rules(op.__name__, rules, _dy_for(y), twin.inputs)]
         for order in (transposed, strided):
             inputs = [order(x) if isinstance(x, np.ndarray) else x for x in twin.inputs]
             for name, function in implementations(op, Case(tuple(inputs), twin.params)):
                 y, rules = _run(function, twin, inputs)
-                found = [y, *_apply_rules(rules, order(_dy_for(y)), inputs)]
+                found = [y, *_apply_rules(name, rules, order(_dy_for(y)), inputs)]
                 what = f"{name} with inputs in another memory order"
                 _same_results(what, expected, found, tolerance)
 
@@ -621,7 +624,11 @@ def check_saved_memory(op: Op[...], case: Case) -> None:
         budget = op.saves * (sum(x.nbytes for x in arrays) + y.nbytes) + 128  # 128: small change
         saved = sum(x.nbytes for x in captured_memory([r for r in rules if r]))
         if saved > budget:
-            raise CheckError(f"{name} keeps {saved} bytes for its rules, {budget:.0f} are allowed")
+            raise CheckError(
+                f"{name}: its rules keep {saved} bytes, {budget:.0f} are allowed, as many as "
+                "inputs and output have: compute again in a rule what can be, or allow twice that "
+                "by @op(saves=2)"
+            )
 
 
 def check_tape_freed(op: Op[...], case: Case) -> None:
@@ -702,17 +709,17 @@ def check_calls_are_independent(op: Op[...], case: Case) -> None:
     other = [np.asarray(0.75 * x) if _is_floating(x) else x for x in other]  # logarithms stay real
     for name, function in implementations(op, case):
         y, rules = _run(function, case)
-        expected = [y.copy(), *_apply_rules(rules, _dy_for(y), case.inputs)]
-        _apply_rules(_run(function, case, other)[1], _dy_for(y), other)
+        expected = [y.copy(), *_apply_rules(name, rules, _dy_for(y), case.inputs)]
+        _apply_rules(name, _run(function, case, other)[1], _dy_for(y), other)
         y, rules = _run(function, case)
         _run(function, case, other)
         dy = _dy_for(y)
-        found = [y, *_apply_rules(rules, dy, case.inputs)]
+        found = [y, *_apply_rules(name, rules, dy, case.inputs)]
         _same_results(f"{name} after another call", expected, found, 1e-12)
         for gradient in found[1:]:
             if gradient is not None and gradient is not dy and gradient.base is None:
                 gradient += 1  # a leaf's gradient may be changed in place
-        found = [y, *_apply_rules(rules, dy, case.inputs)]
+        found = [y, *_apply_rules(name, rules, dy, case.inputs)]
         _same_results(f"{name}, its rules used twice", expected, found, 1e-12)
 
 
@@ -722,7 +729,7 @@ def check_other_backend(op: Op[...], case: Case) -> None:
     if xp is None:
         return
     y, rules = _run(op.reference, case)
-    expected = [y, *_apply_rules(rules, _dy_for(y), case.inputs)]
+    expected = [y, *_apply_rules(op.__name__, rules, _dy_for(y), case.inputs)]
     moved = Case(_moved(xp, case.inputs), {k: _moved(xp, v) for k, v in case.params.items()})
     for name, function in implementations(op, moved, xp):
         found, rules = _run(function, moved, xp=xp)
@@ -784,6 +791,8 @@ def check_op(op: Op[...], *, cases: int = 25, seed: int = 0) -> Report:
     Raises CheckError with the check, the smallest case drawn that fails, the reason, and code that
     shows it again.
     """
+    if cases < 1:
+        raise ValueError(f"check_op: cases must be an integer >= 1, found {cases}")
     start = time.perf_counter()
     drawn = [case for i in range(cases) for case in cases_of(op, Draw(seed + i))]
     drawn.sort(key=_size)  # so that the first to fail is the smallest

@@ -70,6 +70,8 @@ def draw(
     """
     if not isinstance(loss, Tensor):
         raise TypeError(f"draw: expected a Tensor, found {type(loss).__name__}")
+    if not isinstance(stats, profile | None):
+        raise TypeError(f"draw: stats must be a profile, found {type(stats).__name__}")
     if detail not in get_args(Detail):
         raise ValueError(f"draw: detail must be {_listed(get_args(Detail))}, found {detail!r}")
     if loss.node is None:

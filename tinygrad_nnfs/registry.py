@@ -341,6 +341,10 @@ def check_result(name: str, names: Sequence[str], inputs: int, result: Any) -> N
         )
     if isinstance(result[0], Tensor):
         raise TypeError(f"op {name} returned a Tensor: an op computes with arrays, by xp")
+    if isinstance(result[0], tuple | list):
+        raise TypeError(
+            f"op {name} must return one array, and a rule for each input, found several"
+        )
 
 
 def _bind(name: str, signature: inspect.Signature, inputs: Any, params: Any) -> tuple[Any, Any]:

@@ -96,6 +96,10 @@ def save(picture: graphviz.Digraph, path: str | os.PathLike[str]) -> None:
     The file is replaced in one step. Raises GraphError; where nothing is installed that draws, a
     NoEngineError, and the source is in a .dot file beside.
     """
+    if not isinstance(picture, graphviz.Digraph):
+        raise TypeError(
+            f"save: expected a picture by draw, and a path, found {type(picture).__name__}"
+        )
     path = Path(path)
     form = check_suffix(path)
     try:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-LIMIT = 50_000  # characters: nobody reads or pastes more
+LIMIT = 10_000  # characters: nobody reads or pastes more
 
 
 def literal(value: Any) -> str:
@@ -65,18 +65,19 @@ def call_of(checker: str, function: Any, inputs: Sequence[str], options: str = "
         "",
         *wrapped,
     ]
-    return "  to reproduce:\n\n" + textwrap.indent("\n".join(lines), "    ") + "\n"
+    return "  to reproduce:\n\n" + "\n".join(lines) + "\n"
 
 
 def code_in(message: str) -> str:
     """The code that a message of a failure ends with."""
-    return textwrap.dedent(message.partition("  to reproduce:\n\n")[2])
+    return message.partition("  to reproduce:\n\n")[2]
 
 
 def _definition(function: Any) -> tuple[str, str]:
     """The line that imports a function, and the name that it has then."""
     module, name = getattr(function, "__module__", ""), getattr(function, "__name__", "")
-    if module != "__main__" and getattr(sys.modules.get(module), name, None) is function:
+    can_be_named = module.replace(".", "_").isidentifier() and module != "__main__"
+    if can_be_named and getattr(sys.modules.get(module), name, None) is function:
         module = "tinygrad_nnfs.ops" if module.startswith("tinygrad_nnfs.ops.") else module
         return f"from {module} import {name}", name
     name = name if name.isidentifier() else "fn"

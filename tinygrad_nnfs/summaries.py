@@ -107,6 +107,8 @@ def summary(network: nn.Module, input_shape: tuple[int, ...], *, batch: int = 64
     are as they were. Layers are modules without modules inside. The memory is that of the kernels
     that ran: not of the optimiser's state, nor of what comes and goes within an op.
     """
+    if not isinstance(network, nn.Module):
+        raise TypeError(f"summary: expected a Module, found {type(network).__name__}")
     sizes = (batch, *input_shape) if isinstance(input_shape, tuple | list) else (batch, None)
     if not all(isinstance(n, int) and n >= 1 for n in sizes):
         raise ValueError(

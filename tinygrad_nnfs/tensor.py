@@ -312,7 +312,10 @@ class Tensor:
                         dx.dtype is parent.dtype or dx.dtype == parent.dtype
                     )
                 except Exception as error:
-                    error.add_note(f"in the rule of {node.op} for input {i}")
+                    error.add_note(
+                        f"in the rule of {node.op} for input {i}, which must return an array, "
+                        f"{parent.dtype} {parent.shape}"
+                    )
                     raise
                 if not fits:
                     raise RuntimeError(

@@ -24,10 +24,16 @@ that is can draw the cases on its own:
 from collections.abc import Callable
 from typing import Any
 
-import hypothesis
 import numpy as np
-from hypothesis import given
-from hypothesis import strategies as st
+
+try:
+    import hypothesis
+    from hypothesis import given
+    from hypothesis import strategies as st
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error}: pip install 'tinygrad_nnfs[test]'", name=error.name
+    ) from None
 
 from tinygrad_nnfs.checking import (
     Case,

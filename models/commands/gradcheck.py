@@ -14,7 +14,7 @@ from typing import Any
 from tinygrad_nnfs.models.commands.arguments import CommandError, Commands, whole
 
 from tinygrad_nnfs import OPS
-from tinygrad_nnfs.checking import Report, check_op
+from tinygrad_nnfs.checking import CheckError, Report, check_op
 from tinygrad_nnfs.registry import Op
 
 
@@ -79,7 +79,10 @@ def chosen(names: Sequence[str], known: Mapping[str, Op[...]]) -> dict[str, Op[.
     for name in names:
         if name not in known:
             near = difflib.get_close_matches(name, known) or list(known)[:5]
-            raise CommandError(f"no op is called {name!r}: is it {' or '.join(near)}?")
+            raise CommandError(
+                f"no op is called {name!r}: is it {' or '.join(near)}? "
+                "(one of your own needs --module FILE)"
+            )
     return {name: known[name] for name in names or known}
 
 
@@ -96,6 +99,8 @@ def ops_of(path: Path) -> dict[str, Op[...]]:
         # what it prints must not get between the lines of --json
         with contextlib.redirect_stdout(sys.stderr):
             spec.loader.exec_module(module)
+    except CheckError:
+        pass  # it checks its ops itself, and one is wrong: the table will say which and why
     except SyntaxError as error:
         raise CommandError(f"{error.filename}, line {error.lineno}: {error.msg}") from None
     except (Exception, SystemExit) as error:
