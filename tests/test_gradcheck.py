@@ -463,3 +463,48 @@ def test_hypothesis_draws_memory_orders():
 
     check()
     assert seen == {(True, False), (False, True), (False, False)}
+
+
+def test_a_function_that_changes_its_input_hides_nothing():
+    @op
+    def wrong_square(xp, x):
+        return x * x, lambda dy: 3 * x * dy
+
+    def f(x):
+        y = wrong_square(x).sum()
+        x.data[...] = 0
+        return y
+
+    with pytest.raises(CheckError, match="the gradient by input 0"):
+        gradcheck(f, [1.0, 2.0])
+
+
+def test_integers_are_tensors_throughout():
+    labels = np.array([1, 0])
+    logits = np.array([[0.5, -0.2], [0.1, 0.3]])
+    gradcheck(lambda x, i: ops.softmax_cross_entropy(x, i.numpy()), logits, labels)
+
+
+def test_a_result_that_is_not_finite_is_no_matter_of_gradients():
+    with np.errstate(all="ignore"), pytest.raises(CheckError, match="the result is not finite"):
+        gradcheck(lambda x: x.log().sum(), [1.0, -2.0])
+
+
+def test_no_cases_and_no_directions_are_refused():
+    with pytest.raises(ValueError, match="must be an integer >= 1, found 0"):
+        gradcheck(ops.exp, [1.0], directions=0)
+    with pytest.raises(ValueError, match="must be an integer >= 1, found 0"):
+        check_op(ops.exp, cases=0)
+
+
+def test_shapes_come_before_values():
+    @op
+    def summed(xp, x):
+        return x * 2, lambda dy: (dy * 2).sum()
+
+    @summed.samples
+    def _(draw):
+        yield draw.case(draw.normal(3))
+
+    with pytest.raises(CheckError, match=r"the gradient by input 0 is float64 \(\), the input"):
+        check_op(summed)

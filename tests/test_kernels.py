@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import threading
+import time
 import weakref
 
 import numpy as np
@@ -25,6 +26,7 @@ from tinygrad_nnfs import (
     set_num_threads,
     use_blas_threads,
 )
+from tinygrad_nnfs.checking import Case, run_checks
 from tinygrad_nnfs.kernels import blas, loops, memory, threads
 from tinygrad_nnfs.nn import Linear
 from tinygrad_nnfs.ops import conv2d, softmax_cross_entropy
@@ -465,3 +467,16 @@ def test_profiles_end_and_nest():
 def test_threads_are_counted_from_the_setting():
     set_num_threads(3)
     assert num_threads() == 3
+
+
+def test_helpers_go_by_the_errstate_of_the_caller():
+    set_num_threads(2)
+    big = np.full(8, 1e300)
+    with np.errstate(over="ignore"):  # a warning would be an error
+        threads.run(lambda i: (time.sleep(0.001), big * big), range(20))
+
+
+def test_pieces_of_a_convolution_share_one_copy_of_the_weight():
+    random = np.random.default_rng(0)
+    weight = np.asfortranarray(random.normal(size=(16, 16, 3, 3)))
+    run_checks(ops.conv2d, Case((random.normal(size=(2, 16, 3, 3)), weight), {}))

@@ -1,7 +1,9 @@
 """Modules: registration, state, modes, devices, initial weights."""
 
 import copy
+import gc
 import json
+import weakref
 
 import numpy as np
 import pytest
@@ -368,3 +370,28 @@ def test_gradients_and_activations_by_name():
     np.testing.assert_array_equal(kept["1.0"].data, np.maximum(kept["0"].data, 0))
     weight = dict(network.named_parameters())["0.weight"]
     np.testing.assert_allclose(weight.grad.data, kept["0"].grad.data.T @ x, rtol=1e-5)
+
+
+def test_a_module_that_makes_its_parameters_in_a_call_is_freed_at_once():
+    class Lazy(nn.Module):
+        def forward(self, x):
+            self.weight = Parameter(np.ones(3, np.float32))
+            return x * self.weight
+
+    gc.collect()
+    gc.disable()
+    try:
+        module = Lazy()
+        module(np.ones(3, np.float32)).sum().backward()
+        freed = weakref.ref(module)
+        del module
+        assert freed() is None
+    finally:
+        gc.enable()
+
+
+def test_a_hook_may_change_the_network_that_calls_it():
+    network = nn.Sequential(nn.ReLU(), nn.ReLU())
+    network[0].register_forward_hook(lambda *_: network.eval() and None)
+    assert network(np.ones(2, np.float32)).numpy().tolist() == [1, 1]
+    assert not network.training

@@ -136,7 +136,8 @@ def test_the_wrong_rule_is_named_although_both_inputs_are_one_tensor():
     x = Tensor([1.0], requires_grad=True)
     with pytest.raises(AttributeError) as error:
         second_wrong(x, x).backward()
-    assert error.value.__notes__ == ["in the rule of second_wrong for input 1"]
+    (note,) = error.value.__notes__
+    assert note.startswith("in the rule of second_wrong for input 1, which must return an array")
 
 
 def test_kinds_of_inputs():

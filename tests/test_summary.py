@@ -388,3 +388,35 @@ def test_a_profile_does_not_keep_the_graph_alive():
     del y
     assert len(p._call_of) == 0
     assert len(p.calls) == 1
+
+
+def test_other_threads_are_left_alone():
+    layer, x, failures = nn.Linear(4, 4), np.ones((2, 4), np.float32), []
+
+    def work():
+        try:
+            while not done.is_set():
+                layer(x).sum().backward()
+        except Exception as error:
+            failures.append(error)
+
+    done = threading.Event()
+    worker = threading.Thread(target=work)
+    worker.start()
+    tables = {str(summary(nn.Sequential(nn.Linear(3, 2)), (3,))) for _ in range(30)}
+    done.set()
+    worker.join()
+    assert not failures
+    assert len(tables) == 1
+
+
+def test_a_layer_with_two_names_has_the_one_of_its_parameters():
+    class Twice(nn.Module):
+        def __init__(self):
+            self.layer = nn.Linear(3, 2)
+            self.again = [self.layer]
+
+        def forward(self, x):
+            return self.layer(x)
+
+    assert summary(Twice(), (3,)).rows[0].layer.startswith("layer: Linear")

@@ -282,7 +282,9 @@ def test_rule_that_raises_says_where():
 
     with pytest.raises(NameError) as error:
         broken(leaf(1.0)).backward()
-    assert error.value.__notes__ == ["in the rule of broken for input 0"]
+    assert error.value.__notes__ == [
+        "in the rule of broken for input 0, which must return an array, float64 (1,)"
+    ]
 
 
 # -- no_grad and threads ---------------------------------------------------------------------------

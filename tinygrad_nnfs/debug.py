@@ -20,7 +20,7 @@ from tinygrad_nnfs import backend
 from tinygrad_nnfs.backend import Array
 from tinygrad_nnfs.kernels.memory import order_of
 from tinygrad_nnfs.registry import Op, captured_arrays, observed_by
-from tinygrad_nnfs.tensor import Node, Scope, Tensor, recording
+from tinygrad_nnfs.tensor import Node, Scope, recording
 
 
 class AnomalyError(RuntimeError):
@@ -133,10 +133,7 @@ class _Detector:
     ) -> Any:
         with np.errstate(all="ignore"):  # this says it better than numpy's warning
             result = run(xp, *arrays, **params)
-        wanted = isinstance(result, tuple) and len(result) == len(arrays) + 1
-        if not wanted or isinstance(result[0], Tensor):
-            return result  # the caller says what is wrong with it
-        output, rules = xp.asarray(result[0]), result[1:]
+        output, rules = result[0], result[1:]
         call = _Call(op, arrays, output)
         self._judge(call, params)
         self._judged[id(output)] = output
@@ -148,13 +145,10 @@ class _Detector:
 
     def recorded(self, node: Node) -> None:
         """Remember what the rules saved; those that the node has no use for are gone."""
-        made = vars(self._last).pop("made", None)
-        if made is None or node.rules is None:
-            return  # the op was called before the context was entered, by another thread
-        call, rules = made
+        call, rules = vars(self._last).pop("made")
         prints: dict[int, int] = {}
         for i, rule in enumerate(rules):
-            if rule is None or node.rules[i] is None:
+            if rule is None or (node.rules and node.rules[i] is None):
                 continue
             arrays = captured_arrays([rule])
             for array in arrays:

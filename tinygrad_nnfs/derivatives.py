@@ -38,7 +38,7 @@ _TINY = 1e-30
 _ELEMENTWISE = """
     add subtract multiply divide negative positive power float_power reciprocal square
     sqrt exp exp2 expm1 log log2 log10 log1p sin cos tan arcsin arccos arctan sinh cosh tanh arcsinh
-    arccosh arctanh matmul vecdot
+    arccosh arctanh matmul
 """
 _FUNCTIONS = """
     append broadcast_to concatenate copy cross cumprod cumsum diag diagonal diff dot

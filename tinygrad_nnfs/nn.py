@@ -226,7 +226,7 @@ class Sequential(Module):
         return Sequential(*layers) if isinstance(i, slice) else layers
 
     def forward(self, x: Any) -> Tensor:
-        for layer in vars(self).values():
+        for layer in [*vars(self).values()]:  # a copy: hooks may add to it
             if isinstance(layer, Module):  # the others are settings, such as `training`
                 x = layer(x)
         return x  # type: ignore[no-any-return]

@@ -111,7 +111,7 @@ class profile:  # noqa: N801, used like a function
         return self
 
     def __exit__(self, *_: object) -> None:
-        self.elapsed = time.perf_counter() - self._start
+        self.elapsed += time.perf_counter() - self._start
         self._observation.__exit__(None, None, None)
 
     @property
@@ -136,8 +136,6 @@ class profile:  # noqa: N801, used like a function
         start = time.perf_counter()
         result = run(xp, *arrays, **params)
         elapsed = time.perf_counter() - start
-        if not isinstance(result, tuple):
-            return result  # the caller says what is wrong with it
         output, *rules = result
         flops = op.flops(output, *arrays, **params) if op.flops else 0
         sizes = [getattr(array, "nbytes", 0) for array in (*arrays, output)]

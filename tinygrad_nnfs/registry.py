@@ -84,7 +84,7 @@ class Observer(Protocol):
         *arrays: Any,
         **params: Any,
     ) -> Any:
-        """Return `run(xp, *arrays, **params)`: the output and a rule, or None, for each array.
+        """Return `run(xp, *arrays, **params)`: the output array, and a rule or None for each input.
 
         `variant` is the name of the function that computes. The rules may be wrapped.
         """
@@ -94,26 +94,40 @@ class Observer(Protocol):
 
 
 observers: tuple[Observer, ...] = ()  # of all threads; the last one stands next to the op
+_changing = threading.Lock()
 
 
 @contextlib.contextmanager
 def observed_by(observer: Observer) -> Iterator[None]:
     """Let `observer` run all ops, in all threads."""
     global observers
-    observers = (*observers, observer)
+    with _changing:
+        observers = (*observers, observer)
     try:
         yield
     finally:
-        observers = tuple(other for other in observers if other is not observer)
+        with _changing:
+            observers = tuple(other for other in observers if other is not observer)
 
 
 def _run_observed(
-    op: Op[...], run: Callable[..., Any], xp: ModuleType, arrays: Sequence[Any], params: Any
+    watching: Sequence[Observer],
+    op: Op[...],
+    names: Sequence[str],
+    run: Callable[..., Any],
+    xp: ModuleType,
+    arrays: Sequence[Any],
+    params: Any,
 ) -> Any:
-    variant = run.__name__
-    for observer in reversed(observers):
-        run = functools.partial(observer.call, op, variant, run)
-    return run(xp, *arrays, **params)
+    def compute(xp: ModuleType, *arrays: Any, **params: Any) -> Any:
+        result = run(xp, *arrays, **params)
+        check_result(op.__name__, names, len(arrays), result)
+        return xp.asarray(result[0]), *result[1:]
+
+    observed: Callable[..., Any] = compute
+    for observer in reversed(watching):
+        observed = functools.partial(observer.call, op, run.__name__, observed)
+    return observed(xp, *arrays, **params)
 
 
 def captured_arrays(roots: Sequence[Any]) -> list[Array]:
@@ -246,8 +260,9 @@ def op(
                     if when(*arrays, **params):
                         run = variant
                         break
-            if observers:
-                result = _run_observed(lifted, run, xp, arrays, params)
+            watching = observers  # once: another thread may change them meanwhile
+            if watching:
+                result = _run_observed(watching, lifted, names, run, xp, arrays, params)
             else:
                 result = run(xp, *arrays, **params)
         except (ValueError, TypeError, IndexError, AttributeError, OverflowError) as error:
@@ -282,7 +297,7 @@ def op(
                     parents[i] = _shape_and_dtype(arrays[i])
             if wanted:
                 y.node = Node(name, output.shape, output.dtype, parents, rules)
-                for observer in observers:
+                for observer in watching:
                     observer.recorded(y.node)
         return y
 

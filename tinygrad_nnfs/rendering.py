@@ -70,6 +70,9 @@ def render(picture: graphviz.Digraph, form: str) -> bytes:
                 f"Graphviz has not laid out this graph in {PATIENCE} s: draw a part of it, or less "
                 'detail (detail="ops")'
             ) from None
+        except OSError as error:  # it is there, but cannot be started
+            problem = f"{command[0]} cannot be started: {error.strerror or error}"
+            continue
         if done.returncode == 0 and done.stdout:
             picture_bytes: bytes = done.stdout
             return picture_bytes

@@ -2,7 +2,6 @@
 
 import re
 import sys
-import textwrap
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,9 +51,6 @@ def call_of(checker: str, function: Any, inputs: Sequence[str], options: str = "
     call = f"{checker}({name}, {', '.join(inputs)}{options})"
     if len(call) > LIMIT:
         return "  to reproduce: its inputs are too large to be written out; smaller ones may do"
-    wrapped = textwrap.wrap(
-        call, 96, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
-    )
     names = [n for n in ("Case", "strided") if re.search(rf"\b{n}\(", call)]
     numbers = [n for n in ("inf", "nan") if re.search(rf"\b{n}\b", call)]
     lines = [
@@ -63,7 +59,7 @@ def call_of(checker: str, function: Any, inputs: Sequence[str], options: str = "
         f"from tinygrad_nnfs.checking import {', '.join(sorted([*names, checker]))}",
         definition,
         "",
-        *wrapped,
+        call,
     ]
     return "  to reproduce:\n\n" + "\n".join(lines) + "\n"
 

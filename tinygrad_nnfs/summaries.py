@@ -1,5 +1,6 @@
 """A network as a table: layers, output shapes, parameters, operations and memory of a batch."""
 
+import threading
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from types import ModuleType
@@ -171,7 +172,8 @@ class _Walk:
 
     def __init__(self, network: nn.Module) -> None:
         self.network = network
-        self.path = dict(_paths(network))
+        self.path = {id(module): name for name, module in network.named_modules()}
+        self.thread = threading.get_ident()  # others may be at work on networks of their own
         self.events: list[_Event] = []
 
     def call(
@@ -185,19 +187,20 @@ class _Walk:
         **params: Any,
     ) -> Any:
         result = run(xp, *arrays, **params)
-        if not isinstance(result, tuple):
-            return result  # the caller says what is wrong with it
+        if threading.get_ident() != self.thread:
+            return result
         output = result[0]
         flops = op.flops(output, *arrays, **params) if op.flops else 0
         scope = recording.scope
         module = scope[0] if scope else None
         path = self.path.get(id(module), type(module).__name__)
-        name = f"{path}: {op.__name__}" if path else op.__name__
+        name = f"{path}: {op.__name__}" if path and module else op.__name__
         self.events.append(_Event(name, scope, tuple(output.shape), flops, [], module))
         return result
 
     def recorded(self, node: Node) -> None:
-        self.events[-1].nodes.append(node)
+        if threading.get_ident() == self.thread:
+            self.events[-1].nodes.append(node)
 
     def layer(self, module: nn.Module, inputs: tuple[Any, ...], output: Any) -> None:
         """Make one event of a layer and of its ops, which are the last ones."""
@@ -239,9 +242,3 @@ def _own_parameters(module: nn.Module | None) -> Iterable[Tensor]:
         return []
     inside = {p for _, child in module.children() for p in child.parameters()}
     return [p for p in module.parameters() if p not in inside]
-
-
-def _paths(network: nn.Module, prefix: str = "") -> Iterable[tuple[int, str]]:
-    yield id(network), prefix.removesuffix(".")
-    for name, child in network.children():
-        yield from _paths(child, f"{prefix}{name}.")

@@ -84,7 +84,9 @@ class Node:
         self.dtype = dtype
         self.inputs = inputs
         self.rules = rules  # None in place of a rule that nobody needs, or of all once freed
-        self.scope = recording.scope  # the Modules that it was made in: for pictures and messages
+        # The Modules that it was made in, for pictures and messages. A leaf has none: a Module
+        # that made its parameters in a call would hold itself through them.
+        self.scope = recording.scope if op is not None else None
         self.keeps_grad = op is None  # see Tensor.retain_grad
         self.grad: Tensor | None = None
         self.order = next(_countdown)  # the smaller, the younger: inputs are older than outputs

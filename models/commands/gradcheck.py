@@ -63,7 +63,8 @@ def run(options: argparse.Namespace) -> None:
         for i, (name, op) in enumerate(ops.items(), 1):
             status.update(f"{name} ({i} of {len(ops)})")
             try:
-                reports[name] = check_op(op, cases=options.cases, seed=options.seed)
+                with contextlib.redirect_stdout(sys.stderr):  # what a user's op prints
+                    reports[name] = check_op(op, cases=options.cases, seed=options.seed)
             except Exception as error:  # whatever a user's op raises
                 failures[name] = message(error)
     if options.json:
@@ -116,7 +117,7 @@ def ops_of(path: Path) -> dict[str, Op[...]]:
 
 
 def message(error: Exception) -> str:
-    text = str(error) if isinstance(error, AssertionError) else f"{type(error).__name__}: {error}"
+    text = str(error) if isinstance(error, CheckError) else f"{type(error).__name__}: {error}"
     return "\n".join([text, *getattr(error, "__notes__", [])]).rstrip()
 
 

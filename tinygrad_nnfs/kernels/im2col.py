@@ -37,6 +37,7 @@ def conv2d_in_pieces(
     images = threads.pieces(len(x), max(1, SIZE // columns))
     options = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
     y = memory.empty((len(x), geometry.outputs, oh, ow), x.dtype)
+    weight = np.ascontiguousarray(weight)  # or each piece would make such a copy, and keep it
     rules = [None] * len(images)
 
     def forward(i):

@@ -5,6 +5,7 @@ they compute. Work is cut by shape, never by the number of threads, so results d
 """
 
 import contextlib
+import contextvars
 import functools
 import math
 import os
@@ -65,7 +66,8 @@ def run(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
         if helpers < 1 or blas.openblas() is None:
             take()
             return
-        futures = [_pool().submit(take) for _ in range(helpers)]
+        # each helper in a copy of this thread's context, of which np.errstate is a part
+        futures = [_pool().submit(contextvars.copy_context().run, take) for _ in range(helpers)]
         try:
             take()
         finally:
