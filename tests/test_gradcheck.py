@@ -23,9 +23,9 @@ from tinygrad_nnfs.checking import (
     strided,
     transposed,
 )
-from tinygrad_nnfs.derivatives import STEP, complex_slope, roughness, slope
+from tinygrad_nnfs.checking.derivatives import STEP, complex_slope, roughness, slope
+from tinygrad_nnfs.checking.reproduction import code_in, literal
 from tinygrad_nnfs.registry import unbroadcast
-from tinygrad_nnfs.reproduction import code_in, literal
 from tinygrad_nnfs.testing import check_op as check_op_with_hypothesis
 from tinygrad_nnfs.testing import op_cases
 

@@ -6,7 +6,7 @@ import sys
 import pytest
 from test_cli import nnfs
 
-from tinygrad_nnfs.reproduction import code_in
+from tinygrad_nnfs.checking.reproduction import code_in
 
 CUBE = """
 from tinygrad_nnfs import op

@@ -17,9 +17,8 @@ from tinygrad_nnfs.models.mlp import MLP
 from tinygrad_nnfs import Parameter, Tensor, checkpoint, nn, no_grad, op, ops, profile
 
 pytest.importorskip("graphviz", reason="the extra draw is not installed")
-from tinygrad_nnfs import rendering
-from tinygrad_nnfs.graph import draw, save
-from tinygrad_nnfs.rendering import GraphError, NoEngineError
+from tinygrad_nnfs.graph import draw, rendering, save
+from tinygrad_nnfs.graph.rendering import GraphError, NoEngineError
 
 RED = "#c81e1e"
 needs_engine = pytest.mark.skipif(
@@ -655,7 +654,7 @@ def test_command_without_an_engine(capsys, tmp_path, no_engine):
 
 def test_command_without_the_package(capsys, tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "graphviz", None)
-    monkeypatch.delitem(sys.modules, "tinygrad_nnfs.rendering")
+    monkeypatch.delitem(sys.modules, "tinygrad_nnfs.graph.rendering")
     status, out, err = nnfs_graph(capsys, "mlp", "-o", tmp_path / "a.png")
     assert (status, out) == (1, "")
     assert err == "nnfs: this needs graphviz: pip install 'tinygrad_nnfs[draw]'\n"

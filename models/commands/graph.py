@@ -65,14 +65,15 @@ def picture_name(name: str) -> Path:
 
 def run(options: argparse.Namespace) -> None:
     from tinygrad_nnfs.graph import draw, save
-    from tinygrad_nnfs.rendering import GraphError
+    from tinygrad_nnfs.graph.rendering import GraphError
 
     network = find(options.network).train()
-    loss, stats = _loss(network, options.batch), None
     if options.stats:
         # the first step compiles kernels, and another program may be in the way of any
         steps = [_step(network, options.batch) for _ in range(STEPS)]
         loss, stats = min(steps, key=lambda step: step[1].elapsed)
+    else:
+        loss, stats = _loss(network, options.batch), None
     try:
         save(draw(loss, detail=options.detail, stats=stats), options.output)
     except GraphError as error:

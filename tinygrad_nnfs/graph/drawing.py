@@ -1,18 +1,9 @@
-"""Pictures of the tape: `draw(loss)`. And `summary`, a network as a table.
-
-    from tinygrad_nnfs.graph import draw, save
-
-    loss = softmax_cross_entropy(network(images), labels)
-    save(draw(loss), "network.svg")
-
-Needs the extra `draw`: pip install 'tinygrad_nnfs[draw]'.
-"""
+"""`draw`: the tape as a picture."""
 
 import dataclasses
 import html
 import inspect
 import math
-import os
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
@@ -20,8 +11,6 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 from tinygrad_nnfs import nn
 from tinygrad_nnfs.profiling import Call, Statistics, profile
 from tinygrad_nnfs.registry import OPS
-from tinygrad_nnfs.summaries import Summary as Summary
-from tinygrad_nnfs.summaries import summary as summary
 from tinygrad_nnfs.tensor import Node, Scope, Tensor
 
 if TYPE_CHECKING:
@@ -98,13 +87,6 @@ def draw(
     return _Drawing(nodes, detail, stats, names).picture()
 
 
-def save(picture: "graphviz.Digraph", path: str | os.PathLike[str]) -> None:
-    """Write a picture to a file: .svg, .png, .pdf, or .dot for its source. See rendering.save."""
-    from tinygrad_nnfs import rendering
-
-    rendering.save(picture, path)
-
-
 def _reachable(root: Node) -> list[Node]:
     """All nodes that `root` was made from, and itself, in the order of the forward."""
     seen, waiting = {root}, [root]
@@ -168,7 +150,7 @@ class _Drawing:
         self.frames: dict[int, _Frame] = {}
 
     def picture(self) -> "graphviz.Digraph":
-        from tinygrad_nnfs.rendering import Picture
+        from tinygrad_nnfs.graph.rendering import Picture
 
         graph = Picture("graph")
         graph.attr(rankdir="TB", ranksep="0.2", nodesep="0.15", fontname=FONT, fontsize="10")

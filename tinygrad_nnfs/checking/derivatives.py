@@ -144,3 +144,10 @@ def complex_slope(
 
 def _is_real(x: Any) -> bool:
     return isinstance(x, np.ndarray) and x.dtype.kind == "f"
+
+
+def unit(shape: tuple[int, ...], place: tuple[int, ...]) -> Any:
+    """The direction in which one element moves."""
+    direction = np.zeros(shape)
+    direction[place] = 1
+    return direction

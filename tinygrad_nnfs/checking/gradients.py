@@ -1,0 +1,227 @@
+"""`gradcheck`: gradients of any function against central differences."""
+
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from tinygrad_nnfs.checking.cases import Arrays, CheckError, is_floating
+from tinygrad_nnfs.checking.derivatives import STEP, roughness, slope, unit
+from tinygrad_nnfs.checking.reproduction import call_of, literal
+from tinygrad_nnfs.tensor import Tensor
+
+# |found - expected| <= TOLERANCE |gradient| |direction|
+TOLERANCE = 1e-7
+REJECTIONS = 8  # of directions in which an input meets kinks, until it is given up
+
+
+def gradcheck(
+    fn: Callable[..., Tensor], *inputs: Any, seed: int = 0, directions: int = 3
+) -> dict[int, float]:
+    """Check the gradients of `fn(*Tensors) -> Tensor` against central differences in float64.
+
+    `inputs` are arrays, numbers, lists or Tensors. The floating ones are converted to float64 and
+    checked along random `directions`, integers are passed on as they are. `fn` must compute in
+    float64 too (`network.astype("float64")`) and be deterministic. Where it has a kink within 0.002
+    of an input, shorter directions are tried, then points nearby.
+
+    Returns the worst relative error by the input's number. Raises CheckError with the input, the
+    place, both values and code that shows it again; also if an input meets kinks everywhere, so
+    that nothing can be said.
+    """
+    if directions < 1:
+        raise ValueError(f"gradcheck: directions must be an integer >= 1, found {directions}")
+    given = [x.numpy() if isinstance(x, Tensor) else x for x in inputs]
+    arrays = [np.array(x, np.float64) if np.asarray(x).dtype.kind == "f" else x for x in given]
+    if not any(map(is_floating, arrays)):
+        raise TypeError("gradcheck: there is nothing to check, for no input is floating-point")
+
+    def leaf(x: Any, requires_grad: bool) -> Any:
+        if not isinstance(x, np.ndarray):
+            return x
+        # a copy: the function may change what it is given
+        return Tensor(x.copy(), requires_grad=requires_grad and is_floating(x))
+
+    def forward(arrays: Arrays) -> Any:
+        y = fn(*(leaf(x, requires_grad=False) for x in arrays))
+        if not isinstance(y, Tensor) or y.dtype.kind != "f":
+            found = f"one of {y.dtype}" if isinstance(y, Tensor) else type(y).__name__
+            raise TypeError(f"gradcheck: the function must return a floating Tensor, found {found}")
+        return y.data
+
+    def gradients(arrays: Arrays, dy: Any) -> list[Any]:
+        leaves = [leaf(x, requires_grad=True) for x in arrays]
+        y = fn(*leaves)
+        if y.requires_grad:
+            y.backward(dy)
+        return [
+            None
+            if not is_floating(array)
+            else np.zeros(array.shape)
+            if x.grad is None
+            else x.grad.data
+            for x, array in zip(leaves, arrays, strict=True)
+        ]
+
+    name = getattr(fn, "__name__", type(fn).__name__)
+    try:
+        if not np.isfinite(forward(arrays)).all():
+            raise CheckError(f"{name}: the result is not finite for these inputs: choose others")
+        random = np.random.default_rng(seed)
+        comparison = Comparison(name, forward, gradients, random, directions, hidden_kinks=True)
+        errors = comparison.run(arrays)
+        unknown = [i for i, x in enumerate(arrays) if is_floating(x) and x.size]
+        unknown = [i for i in unknown if i not in errors]
+        if unknown:
+            raise CheckError(
+                f"{name}: nothing can be said of input {unknown[0]}: the function has kinks or "
+                "jumps wherever it was tried, or it does not compute in float64, or not the same "
+                "each time"
+            )
+    except CheckError as error:
+        options = f", seed={seed}, directions={directions}"
+        code = call_of("gradcheck", fn, [literal(x) for x in arrays], options)
+        raise CheckError(f"{error}\n{code}") from None
+    return errors
+
+
+class Comparison:
+    """Holds gradients to the slope of sum(dy forward(x)) along random directions of each input.
+
+    `hidden_kinks`: the function may add up several kinks that it has at one point, relu(x) -
+    relu(-x), say, which is smooth. Then it is wrong only if it is wrong nearby as well.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        forward: Callable[[Arrays], Any],
+        gradients: Callable[[Arrays, Any], Sequence[Any]],
+        random: np.random.Generator,
+        directions: int = 3,
+        hidden_kinks: bool = False,
+    ) -> None:
+        self.name, self.forward, self.gradients = name, forward, gradients
+        self.random, self.directions, self.hidden_kinks = random, directions, hidden_kinks
+
+    def run(self, arrays: Arrays) -> dict[int, float]:
+        """The worst relative error by each input of which something can be said."""
+        y = np.asarray(self.forward(arrays))
+        if y.dtype != np.float64:
+            return {}  # a comparison, say; or differences would show rounding and little else
+        self.dy = np.asarray(self.random.standard_normal(y.shape))
+        # what rounding alone may do to the differences
+        noise = 100 * np.finfo(np.float64).eps * float((abs(self.dy) * (abs(y) + 1)).sum())
+        self.noise = float(noise / STEP)
+        found = self.gradients(arrays, self.dy)
+        inputs = [i for i, gradient in enumerate(found) if gradient is not None and arrays[i].size]
+        errors = {i: self._input(i, arrays, found[i]) for i in inputs}
+        if not self.hidden_kinks:
+            self._all_together(arrays, {i: found[i] for i in inputs})
+        return {i: error for i, error in errors.items() if error is not None}
+
+    def _slope(self, along: Callable[[float], Any]) -> float:
+        return float((self.dy * slope(along)).sum())
+
+    def _roughness(self, along: Callable[[float], Any]) -> float:
+        return float((abs(self.dy) * roughness(along)).sum())
+
+    def _along(self, arrays: Arrays, directions: Mapping[int, Any]) -> Callable[[float], Any]:
+        def moved(t: float) -> Any:
+            return self.forward(
+                [x + t * directions[i] if i in directions else x for i, x in enumerate(arrays)]
+            )
+
+        return moved
+
+    def _input(self, i: int, arrays: Arrays, gradient: Any) -> float | None:
+        """The worst relative error by input i; None if it was all kinks."""
+        worst, checked, rejected, suspect = 0.0, 0, 0, None
+        origin = arrays
+        while checked < self.directions:
+            if rejected > REJECTIONS / 2:  # perhaps the input itself lies on a kink
+                arrays = [self._nearby(x) if j == i else x for j, x in enumerate(origin)]
+                gradient = self.gradients(arrays, self.dy)[i]
+            reach = 0.5**rejected  # perhaps there is a kink not far off
+            direction = np.asarray(self.random.uniform(-reach, reach, arrays[i].shape))
+            along = self._along(arrays, {i: direction})
+            difference = abs(float((gradient * direction).sum()) - self._slope(along))
+            size = float(np.linalg.norm(gradient) * np.linalg.norm(direction))
+            error = difference / (size + self.noise / TOLERANCE) if difference else 0.0
+            if error <= TOLERANCE:
+                worst, checked = max(worst, error), checked + 1
+                continue
+            if not difference <= self._roughness(along):
+                if self.hidden_kinks and suspect is None and math.isfinite(difference):
+                    suspect, rejected, checked = (arrays, gradient), REJECTIONS // 2 + 1, 0
+                    continue
+                for at in filter(None, (suspect, (arrays, gradient))):
+                    where = self._worst_element(i, *at)
+                    if where:
+                        raise CheckError(f"{self.name}: {where}")
+            rejected += 1
+            if rejected >= REJECTIONS:
+                return worst if checked else None
+        return worst
+
+    def _nearby(self, x: Any) -> Any:
+        """x moved a little, on this side of 0."""
+        return x + self.random.uniform(-0.05, 0.05, x.shape) * np.where(x == 0, 1, abs(x))
+
+    def _all_together(self, arrays: Arrays, gradients: Mapping[int, Any]) -> None:
+        """Equal elements stay equal if all of them move alike: there, a tie is no kink."""
+        along = self._along(arrays, {i: np.ones(arrays[i].shape) for i in gradients})
+        found = sum(float(gradient.sum()) for gradient in gradients.values())
+        expected = self._slope(along)
+        size = sum(float(abs(gradient).sum()) for gradient in gradients.values())
+        if abs(found - expected) <= TOLERANCE * size + self.noise:
+            return
+        if not abs(found - expected) <= self._roughness(along):
+            raise CheckError(
+                f"{self.name}: all gradients add up to {found:.9g}, finite differences give "
+                f"{expected:.9g} where all inputs move alike: do equal elements share their "
+                "gradient?"
+            )
+
+    def _worst_element(self, i: int, arrays: Arrays, gradient: Any) -> str | None:
+        """What is wrong at the element that is furthest off; None if kinks may explain it all."""
+        shape = arrays[i].shape
+        expected = np.array(gradient)
+        for place in self._suspects(i, arrays, gradient):
+            along = self._along(arrays, {i: unit(shape, place)})
+            found = self._slope(along)
+            difference = abs(gradient[place] - found)
+            small = TOLERANCE * abs(found) + self.noise
+            if not difference <= small and not difference <= self._roughness(along):
+                expected[place] = found
+        if np.array_equal(expected, gradient):
+            return None
+        return worst_element(i, arrays[i], gradient, expected, "finite differences give")
+
+    def _suspects(self, i: int, arrays: Arrays, gradient: Any) -> Iterator[tuple[int, ...]]:
+        """The places of an input's elements; of many, those of the half that is further off."""
+        shape = arrays[i].shape
+        places = np.arange(arrays[i].size)
+        while len(places) > 500:
+            halves = np.array_split(places, 2)
+            off = []
+            for half in halves:
+                direction = np.zeros(arrays[i].size)
+                direction[half] = self.random.uniform(-1, 1, len(half))
+                direction = direction.reshape(shape)
+                found = float((gradient * direction).sum())
+                off.append(abs(found - self._slope(self._along(arrays, {i: direction}))))
+            places = halves[int(np.argmax(off))]
+        return (tuple(map(int, np.unravel_index(place, shape))) for place in places)
+
+
+def worst_element(i: int, x: Any, gradient: Any, expected: Any, says: str) -> str:
+    difference = abs(np.asarray(gradient - expected))
+    at = np.unravel_index(np.nanargmax(np.where(np.isnan(difference), np.inf, difference)), x.shape)
+    where = f"[{', '.join(map(str, at))}]" if at else ""
+    return (
+        f"the gradient by input {i}{where} is {float(np.asarray(gradient)[at]):.9g}, "
+        f"{says} {expected[at]:.9g} (at x{where} = {float(x[at]):.6g}, "
+        f"{int((difference > 1e-5 * abs(expected)).sum())} of {x.size} elements differ)"
+    )
