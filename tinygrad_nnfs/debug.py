@@ -2,7 +2,6 @@
 
 import contextlib
 import functools
-import inspect
 import math
 import sys
 import threading
@@ -19,7 +18,7 @@ import numpy as np
 from tinygrad_nnfs import backend
 from tinygrad_nnfs.backend import Array
 from tinygrad_nnfs.kernels.memory import order_of
-from tinygrad_nnfs.registry import Op, captured_arrays, observed_by
+from tinygrad_nnfs.registry import Op, captured_arrays, input_names, observed_by
 from tinygrad_nnfs.tensor import Node, Scope, recording
 
 
@@ -72,12 +71,7 @@ class _Call:
 
     @property
     def names(self) -> list[str]:
-        """What the op calls its inputs: "weight", or "xs[1]"."""
-        parameters = inspect.signature(self.op).parameters.values()
-        names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-            return [f"{names[0]}[{i}]" for i in range(len(self.arrays))]
-        return names[: len(self.arrays)]
+        return input_names(self.op, len(self.arrays))
 
     def parameter(self, array: Any) -> str:
         """The full name of the parameter or buffer that has this array, "" if none has."""

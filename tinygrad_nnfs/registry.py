@@ -362,6 +362,15 @@ def check_result(name: str, names: Sequence[str], inputs: int, result: Any) -> N
         )
 
 
+def input_names(op: Op[...], count: int) -> list[str]:
+    """What an op calls its `count` inputs: "weight", or "xs[1]"."""
+    parameters = inspect.signature(op).parameters.values()
+    names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
+    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
+        return [f"{names[0]}[{i}]" for i in range(count)]
+    return names[:count]
+
+
 def _bind(name: str, signature: inspect.Signature, inputs: Any, params: Any) -> tuple[Any, Any]:
     """Put inputs that were given by name in their places and fill in the optional ones."""
     variadic = any(p.kind is p.VAR_POSITIONAL for p in signature.parameters.values())

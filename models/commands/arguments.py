@@ -51,6 +51,20 @@ def number(**limits: float) -> Callable[[str], float]:
     return parse
 
 
+def add_network(command: argparse.ArgumentParser) -> None:
+    """The arguments that say which network to look at, and with how many images."""
+    command.add_argument(
+        "network", metavar="NETWORK|FILE|RUN", help="mlp, cnn, a model file or a run's folder"
+    )
+    command.add_argument(
+        "--batch",
+        type=whole(low=1, high=65_536),
+        default=64,
+        metavar="N",
+        help="images (default: %(default)s)",
+    )
+
+
 def add_data_folder(command: argparse.ArgumentParser) -> None:
     """The arguments that say where data sets are. Not given, they are None."""
     command.add_argument(

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tinygrad_nnfs.models.commands.arguments import CommandError, Commands, whole
+from tinygrad_nnfs.models.commands.arguments import CommandError, Commands, add_network
 from tinygrad_nnfs.models.networks import find
 
 from tinygrad_nnfs import Tensor, nn, ops, profile
@@ -22,9 +22,7 @@ def add(commands: Commands) -> None:
         "SVG, PNG or PDF file, or as the source for Graphviz.",
         epilog="example: nnfs graph cnn --stats -o cnn.svg",
     )
-    command.add_argument(
-        "network", metavar="NETWORK|FILE|RUN", help="mlp, cnn, a model file or a run's folder"
-    )
+    add_network(command)
     command.add_argument(
         "-o",
         "--output",
@@ -44,13 +42,6 @@ def add(commands: Commands) -> None:
         action="store_true",
         help="run training steps; colour the ops by the time in the fastest, and show mean and std "
         "of what they make",
-    )
-    command.add_argument(
-        "--batch",
-        type=whole(low=1, high=65_536),
-        default=64,
-        metavar="N",
-        help="images (default: %(default)s)",
     )
     command.set_defaults(run=run)
 

@@ -3,7 +3,7 @@
 import argparse
 import json
 
-from tinygrad_nnfs.models.commands.arguments import Commands, whole
+from tinygrad_nnfs.models.commands.arguments import Commands, add_network
 from tinygrad_nnfs.models.networks import find
 
 from tinygrad_nnfs.graph import summary
@@ -17,16 +17,7 @@ def add(commands: Commands) -> None:
         "operations of a forward, and the memory of a training step on a batch.",
         epilog="example: nnfs summary cnn --batch 256",
     )
-    command.add_argument(
-        "network", metavar="NETWORK|FILE|RUN", help="mlp, cnn, a model file or a run's folder"
-    )
-    command.add_argument(
-        "--batch",
-        type=whole(low=1, high=65_536),
-        default=64,
-        metavar="N",
-        help="images (default: %(default)s)",
-    )
+    add_network(command)
     command.add_argument(
         "--json", action="store_true", help="print one JSON object instead, sizes in bytes"
     )

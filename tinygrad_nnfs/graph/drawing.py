@@ -2,7 +2,6 @@
 
 import dataclasses
 import html
-import inspect
 import math
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias, get_args
 
 from tinygrad_nnfs import nn
 from tinygrad_nnfs.profiling import Call, Statistics, profile
-from tinygrad_nnfs.registry import OPS
+from tinygrad_nnfs.registry import OPS, input_names
 from tinygrad_nnfs.tensor import Node, Scope, Tensor
 
 if TYPE_CHECKING:
@@ -408,25 +407,13 @@ def _numbered(nodes: Iterable[Node]) -> dict[int, tuple[int, int]]:
 
 def _path(module: nn.Module, outer: nn.Module) -> str | None:
     """The name of a module inside another, such as "block.0"; None if it is not registered."""
-    waiting = [("", outer)]
-    while waiting:
-        prefix, place = waiting.pop()
-        for name, child in place.children():
-            if child is module:
-                return prefix + name
-            waiting.append((f"{prefix}{name}.", child))
-    return None
+    return next((name for name, found in outer.named_modules() if found is module), None)
 
 
 def _input_names(node: Node) -> list[str]:
-    """The names of an op's inputs, as in its definition; of `*xs`, xs 0, xs 1 and so on."""
+    """The names of an op's inputs, as in its definition; of `*xs`, xs[0] and so on."""
     op = OPS.get(node.op or "")
-    if op is None:  # it was a test's, say, and is gone
-        return []
-    inputs = [p for p in inspect.signature(op).parameters.values() if p.kind is not p.KEYWORD_ONLY]
-    if inputs and inputs[0].kind is inspect.Parameter.VAR_POSITIONAL:
-        return [f"{inputs[0].name} {i}" for i in range(len(node.inputs))]
-    return [p.name for p in inputs] if len(inputs) == len(node.inputs) else []
+    return input_names(op, len(node.inputs)) if op else []  # a test's op, say, that is gone
 
 
 # -- text ------------------------------------------------------------------------------------------
