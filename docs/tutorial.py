@@ -6,7 +6,7 @@
 # momentum, im2col, training, and what to make of the result.
 #
 # Everything here ran when this page was made, on a CPU, in half a minute. To follow, install the
-# package, in a clone, by `pip install -e '.[docs,fast]'`. Then open [this page as a
+# package, in a clone, by `pip install -e '.[docs,fast,test]'`. Then open [this page as a
 # notebook](tutorial.ipynb) (`make docs` makes it), or its source, `docs/tutorial.py`, in an editor
 # that runs cells. Pasted into plain Python the code works as well, but for the pictures.
 
@@ -223,8 +223,6 @@ check_op(prelu)
 print("prelu is right")
 
 # %% [markdown]
-# In a layer of yours, `self.slope = Parameter([0.25] * c)` makes it a parameter that is trained.
-#
 # A wrong rule is found, with the place and both values. Here the inner derivative was forgotten:
 
 
@@ -246,10 +244,36 @@ except CheckError as error:
     print(error)
 
 # %% [markdown]
-# `nnfs gradcheck --module my_ops.py` does that for all ops of a file. `gradcheck` does the same for
-# any function composed of ops. In a test file,
-# `tinygrad_nnfs.testing.check_op` lets hypothesis choose the cases, and shrink a failure to a small
-# one.
+# In a project of yours the ops with their samples stand in a file, and a test file beside it lets
+# hypothesis choose the cases, and shrink a failure to a small one:
+#
+# ```python
+# # test_my_ops.py
+# from my_ops import prelu, swish
+#
+# from tinygrad_nnfs.testing import check_op
+#
+#
+# def test_swish():
+#     check_op(swish)
+#
+#
+# def test_prelu():
+#     check_op(prelu)
+# ```
+#
+# Run it by `pytest test_my_ops.py`. Without a test file, `nnfs gradcheck --module my_ops.py` prints
+# a table:
+#
+# ```
+#  op      input   cases   worst error     time
+# ──────────────────────────────────────────────
+#  swish   x          25       7.5e-13   0.07 s
+#  prelu   x          25       7.9e-13   0.09 s
+#          slope      25       4.0e-13
+# ```
+#
+# And `gradcheck` checks any function that is composed of ops, a whole network, say.
 
 # %%
 random = np.random.default_rng(0)
@@ -260,8 +284,10 @@ print("so is what is made of it")
 # %% [markdown]
 # ## 6. Draw it
 #
-# An op becomes a layer by one line in `forward`. The network below leads from the 784 pixels of an
-# image to 10 *logits*, one for each digit. Its data are scikit-learn's 1,797 handwritten digits.
+# An op becomes a layer, a `Module`, by one line in `forward`. What is learnt is a `Parameter`, made
+# in `__init__` (there is no `super().__init__()` to call). The network below leads from the 784
+# pixels of an image to 10 *logits*, one for each digit. Its data are scikit-learn's 1,797
+# handwritten digits.
 
 
 # %%
@@ -270,17 +296,33 @@ class Swish(nn.Module):
         return swish(x)
 
 
+class PReLU(nn.Module):
+    def __init__(self, channels):
+        self.slope = Parameter(np.full(channels, 0.25, np.float32))
+
+    def forward(self, x):
+        return prelu(x, self.slope)
+
+
 digits = data.load("digits")
 images, labels = data.scale(digits.train_images), digits.train_labels
 print(images.shape, images.dtype, labels[:10])
 
-network = nn.Sequential(nn.Flatten(), nn.Linear(784, 64), Swish(), nn.Linear(64, 10))
+network = nn.Sequential(
+    nn.Flatten(),
+    nn.Linear(784, 64),
+    Swish(),
+    nn.Linear(64, 32),
+    PReLU(32),
+    nn.Linear(32, 10),
+)
 loss = ops.softmax_cross_entropy(network(images[:64]), labels[:64])
 
 # %% [markdown]
 # The tape can be looked at as a picture: `draw` shows the ops from the data down to the loss, with
-# the parameters beside them. Notebooks show it; `save(draw(loss), "network.svg")` writes a file.
-# [There is more to see](graph.md), such as the gradients of each.
+# the parameters beside them. Notebooks show it; a script writes a file, `save(draw(loss),
+# "network.svg")` with `save` from `tinygrad_nnfs.graph`. [There is more to see](graph.md), such as
+# the gradients of each.
 
 # %%
 from tinygrad_nnfs.graph import draw

@@ -149,23 +149,23 @@ def wrong_hidden_zero(xp, x):
 
 
 WRONG = [
-    (wrong_sign, one, "the gradient by input 0"),
-    (wrong_factor, one, "the gradient by input 0"),
-    (wrong_constant, one, "the gradient by input 0"),
+    (wrong_sign, one, "the gradient by x"),
+    (wrong_factor, one, "the gradient by x"),
+    (wrong_constant, one, "the gradient by x"),
     (wrong_missing_unbroadcast, two, "gradient"),
-    (wrong_transposed, matrices, "the gradient by input 1"),
+    (wrong_transposed, matrices, "the gradient by b"),
     (wrong_axis, square, "gradient"),
     (wrong_swapped, two, "gradient"),
-    (wrong_dtype, one, "the gradient by input 0 is float64"),
+    (wrong_dtype, one, "the gradient by x is float64"),
     (wrong_mutates_dy, one, "writes to an input or to dy"),
     (wrong_mutates_input, one, "writes to an input or to dy"),
-    (wrong_stale_save, one, "the gradient by input 0"),
+    (wrong_stale_save, one, "the gradient by x"),
     (wrong_shared_gradient, two, "shares memory|gradient"),
     (wrong_memory_order, one, "memory order"),
     (wrong_hoards, one, "bytes, 320 are allowed|its rules keep"),
     (wrong_float64, one, "float32 inputs give float64"),
-    (wrong_hidden_zero, one, "the gradient by input 0"),
-    (wrong_forgotten_rule, pair_of_one_shape, "the gradient by input 1"),
+    (wrong_hidden_zero, one, "the gradient by x"),
+    (wrong_forgotten_rule, pair_of_one_shape, "the gradient by b"),
 ]
 
 
@@ -182,7 +182,7 @@ def test_the_message_names_check_case_and_place():
     with pytest.raises(CheckError) as error:
         check_op(wrong_op(wrong_factor, one))
     text = str(error.value)
-    assert "wrong_factor: the gradient by input 0" in text
+    assert "wrong_factor: the gradient by x" in text
     assert "finite differences give" in text
     assert "check: gradient" in text
     assert "case: wrong_factor(float64 (" in text
@@ -198,7 +198,7 @@ def test_wrong_variant_is_caught():
         return x * 2, lambda dy: dy * 3
 
     doubled.samples(one)
-    with pytest.raises(CheckError, match="doubled_fast: the gradient by input 0"):
+    with pytest.raises(CheckError, match="doubled_fast: the gradient by x"):
         check_op(doubled)
 
 
@@ -218,8 +218,8 @@ def no_return(xp, x):
     ("reference", "sampler", "message"),
     [
         (lambda xp, x: x * 2, one, "must return its output and a rule for each input, as a tuple"),
-        (lambda xp, x: (x * 2, lambda dy: 2.0), one, "the rule for input 0 returned 2.0, not an"),
-        (no_return, one, "the rule for input 0 returned None, not an array"),
+        (lambda xp, x: (x * 2, lambda dy: 2.0), one, "the rule for x returned 2.0, not an"),
+        (no_return, one, "the rule for x returned None, not an array"),
         (lambda xp, x: (x * 2, lambda dy: dy), lambda draw: [draw.case(1.0)], "must yield cases"),
         (lambda xp, x: (x * 2, lambda dy: dy), lambda draw: None, "must yield cases"),
         (
@@ -284,7 +284,7 @@ def test_gradcheck_reports_input_and_place():
 
         return a * b, lambda dy: dy * b, db
 
-    with pytest.raises(CheckError, match=r"bad: the gradient by input 1\[1\] is .* give .* 1 of 3"):
+    with pytest.raises(CheckError, match=r"bad: the gradient by b\[1\] is .* give .* 1 of 3"):
         gradcheck(bad, np.array([1.0, 2.0, 3.0]), np.array([1.0, 2.0, 3.0]))
 
 

@@ -65,12 +65,33 @@ def test_tutorial_runs(tmp_path):
     said = python(DOCS / "tutorial.py", folder=tmp_path)
     by_hand, by_backward = re.search(r"by hand (\S+), by backward (\S+)", said).groups()
     assert float(by_hand) == pytest.approx(float(by_backward))
-    assert "wrong_swish: the gradient by input 0" in said
+    assert "wrong_swish: the gradient by x" in said
     first, last = re.findall(r"test accuracy (\S+)%|epoch 4,.*validation_accuracy (\S+)", said)
     assert float(first[0]) > 93
     assert float(last[1]) > 0.93
     # the loops' output is im2col's and conv2d's, and col2im's image the gradient
     assert said.count("True") == 3 and "False" in said  # the one of no_grad
+
+
+def test_test_file_of_the_tutorial_runs(tmp_path):
+    """What it says of a file of ops: pytest, and the table of `nnfs gradcheck`."""
+    page = (DOCS / "tutorial.py").read_text()
+    cells = [cell for cell in re.split(r"^# %%.*\n", page, flags=re.MULTILINE) if "@" in cell]
+    mine = [c for c in cells if re.search(r"^(def|@)(swish|prelu)|^def (swish|prelu)\(", c, re.M)]
+    assert len(mine) == 3
+    imports = "import numpy as np\nfrom tinygrad_nnfs import Tensor, op\n"
+    imports += "from tinygrad_nnfs.checking import check_op\n"
+    (tmp_path / "my_ops.py").write_text(imports + "\n".join(mine))
+    lines = page.split("# # test_my_ops.py\n")[1].split("# ```")[0].splitlines()
+    (tmp_path / "test_my_ops.py").write_text("\n".join(line[2:] for line in lines) + "\n")
+    assert "2 passed" in python("-m", "pytest", "test_my_ops.py", folder=tmp_path)
+    command = "-m", "tinygrad_nnfs.models.cli", "gradcheck", "--module", "my_ops.py"
+    found = re.findall(
+        r"^\s+(swish|prelu)?\s+(x|slope) +\d+ ", python(*command, folder=tmp_path), re.M
+    )
+    table = page.split("worst error     time\n")[1].split("# ```")[0]
+    assert found == re.findall(r"^# +(swish|prelu)? +(x|slope) +\d+ ", table, re.M)
+    assert found == [("swish", "x"), ("prelu", "x"), ("", "slope")]
 
 
 def test_example_of_a_custom_op(tmp_path):

@@ -79,10 +79,10 @@ def test_a_wrong_rule_is_found_between_kinks(factor, seed):
 
     x = Draw(seed).tied(3, 4)
     x[1, 2] = 0.25  # where all are negative, the rule is right
-    with pytest.raises(CheckError, match=r"wrong_relu: the gradient by input 0\[\d, \d\] is"):
+    with pytest.raises(CheckError, match=r"wrong_relu: the gradient by x\[\d, \d\] is"):
         gradcheck(wrong_relu, x, seed=seed)
     wrong_relu.samples(many_zeros)
-    with pytest.raises(CheckError, match="wrong_relu: the gradient by input 0"):
+    with pytest.raises(CheckError, match="wrong_relu: the gradient by x"):
         check_op(wrong_relu)
 
 
@@ -91,7 +91,7 @@ def test_jumps_everywhere_are_no_pass():
     def jumping(xp, x):
         return (x * 2**0.5 * 1e8) % 1, lambda dy: dy * 0
 
-    with pytest.raises(CheckError, match="nothing can be said of input 0: the function has kinks"):
+    with pytest.raises(CheckError, match="nothing can be said of x: the function has kinks"):
         gradcheck(jumping, np.ones(5))
     assert CHECKS["gradient"](jumping, Case((np.ones(5),), {})) == {}
 
@@ -131,7 +131,7 @@ def test_an_infinite_gradient_at_a_kink_is_a_failure():
         return xp.abs(x), lambda dy: dy / xp.where(x == 0, xp.nan, xp.sign(x))
 
     bad_abs.samples(many_zeros)
-    with pytest.raises(CheckError, match=r"the gradient by input 0.* is nan"):
+    with pytest.raises(CheckError, match=r"the gradient by x.* is nan"):
         check_op(bad_abs)
 
 
@@ -238,7 +238,7 @@ def test_another_backend_is_compared_with_numpy(monkeypatch):
     with pytest.raises(CheckError, match="tanh with stand_in: the output differs by"):
         check_op(OPS["tanh"])
     monkeypatch.setattr(backend, "cupy_if_installed", lambda: stand_in(sign=np.cos))
-    with pytest.raises(CheckError, match="abs with stand_in: the gradient by input 0 differs by"):
+    with pytest.raises(CheckError, match="abs with stand_in: the gradient by x differs by"):
         check_op(OPS["abs"])
 
 
@@ -253,7 +253,7 @@ def test_shared_state_is_caught():
 
     saved = {}
     one_buffer.samples(one)
-    with pytest.raises(CheckError, match="one_buffer after another call: the gradient by input 0"):
+    with pytest.raises(CheckError, match="one_buffer after another call: the gradient by x"):
         check_op(one_buffer)
 
 
@@ -269,7 +269,7 @@ def test_a_gradient_that_is_kept_is_caught():
         return x * x, dx
 
     keeps.samples(one)
-    with pytest.raises(CheckError, match="its rules used twice: the gradient by input 0"):
+    with pytest.raises(CheckError, match="its rules used twice: the gradient by x"):
         check_op(keeps)
 
 
@@ -367,7 +367,7 @@ def test_what_cannot_be_imported_is_named():
         gradcheck(lambda x: (x.detach() * x).sum(), np.ones(2))
     code = code_in(str(error.value))
     assert "# fn is the function that was checked: define it here" in code
-    with pytest.raises(CheckError, match="the gradient by input 0"):
+    with pytest.raises(CheckError, match="the gradient by x"):
         exec(code, {"fn": lambda x: (x.detach() * x).sum()})
 
 
@@ -381,7 +381,7 @@ def test_one_wrong_element_of_many_is_found_and_not_all_are_written_out():
 
         return x * x, dx
 
-    with pytest.raises(CheckError, match=r"the gradient by input 0\[70, 33\] is ") as error:
+    with pytest.raises(CheckError, match=r"the gradient by x\[70, 33\] is ") as error:
         gradcheck(lambda x: one_wrong(x).sum(), np.random.default_rng(0).random((100, 1000)) + 1)
     assert "too large to be written out" in str(error.value)
     assert len(str(error.value)) < 500
@@ -475,7 +475,7 @@ def test_a_function_that_changes_its_input_hides_nothing():
         x.data[...] = 0
         return y
 
-    with pytest.raises(CheckError, match="the gradient by input 0"):
+    with pytest.raises(CheckError, match="the gradient by x"):
         gradcheck(f, [1.0, 2.0])
 
 
@@ -506,5 +506,48 @@ def test_shapes_come_before_values():
     def _(draw):
         yield draw.case(draw.normal(3))
 
-    with pytest.raises(CheckError, match=r"the gradient by input 0 is float64 \(\), the input"):
+    with pytest.raises(CheckError, match=r"the gradient by x is float64 \(\), the input"):
         check_op(summed)
+
+
+def test_a_forgotten_sum_is_called_that():
+    @op
+    def scaled(xp, x, scale):
+        return x * scale, lambda dy: dy * scale, lambda dy: dy * x
+
+    @scaled.samples
+    def _(draw):
+        yield draw.case(draw.normal(1, 1), draw.normal(1))  # as large as the input, but of 2 axes
+
+    hint = (
+        r"by scale is float64 \(1, 1\), the input float64 \(1,\): sum over the axes that were bro"
+    )
+    with pytest.raises(CheckError, match=hint):
+        check_op(scaled)
+
+
+def test_samples_that_do_not_fit_the_op_are_named():
+    @op
+    def powered(xp, x, *, exponent):
+        return x**exponent, lambda dy: dy * exponent * x ** (exponent - 1)
+
+    @powered.samples
+    def _(draw):
+        yield draw.case(draw.positive(2), 3)
+
+    with pytest.raises(CheckError, match=r"powered\(x, \*, exponent\): .* too many positional"):
+        check_op(powered)
+
+
+def test_inputs_are_called_as_the_function_calls_them():
+    def product(first, *, second=2.0):
+        return (first * second).detach() * first
+
+    with pytest.raises(
+        CheckError, match=r"product: the gradient by first\[0\] .* \(at first\[0\] = 1"
+    ):
+        gradcheck(product, [1.0])
+    with pytest.raises(
+        CheckError, match=r"the gradient by inputs\[1\]\[0\] .* \(at inputs\[1\]\[0\] = 2"
+    ):
+        gradcheck(lambda *inputs: inputs[0] * inputs[1].detach(), [1.0], [2.0])

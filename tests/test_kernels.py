@@ -415,10 +415,10 @@ def test_compiled_loops_are_the_loops(seed, slope):
     results = []
     for compute in (loops, compiled_loops):
         out = np.empty((3, 37), np.float32)
-        compute.keep_scaled(x, keep, 1.25, out[2])
+        compute.keep_scaled(x, keep, out[2], 1.25)
         positive = np.empty(37, bool)
-        compute.leaky_relu(x, slope, out[0], positive)
-        compute.leaky_relu_gradient(positive, dy, slope, out[1])
+        compute.leaky_relu(x, out[0], positive, slope)
+        compute.leaky_relu_gradient(positive, dy, out[1], slope)
         y, winner = np.empty((2, 2, 3, 5), np.float32), np.empty((2, 2, 3, 5), np.int8)
         compute.max_pool(images, y, winner)
         dx = np.empty_like(images)

@@ -19,7 +19,15 @@ from numpy import ndarray
 
 from tinygrad_nnfs import backend
 from tinygrad_nnfs.backend import Array
-from tinygrad_nnfs.tensor import Node, Tensor, Untracked, as_array, new_tensor, recording
+from tinygrad_nnfs.tensor import (
+    FLOAT32,
+    Node,
+    Tensor,
+    Untracked,
+    as_array,
+    new_tensor,
+    recording,
+)
 
 P = ParamSpec("P")
 
@@ -165,8 +173,6 @@ def memory_of(array: Array) -> Array:
     return array
 
 
-_FLOAT32 = np.dtype(np.float32)
-
 OPS: dict[str, Op[...]] = {}
 
 
@@ -250,7 +256,7 @@ def op(
                     break
                 arrays.append(data)
             else:
-                if dtype is _FLOAT32 or (dtype is not None and dtype.kind == "f"):
+                if dtype is FLOAT32 or (dtype is not None and dtype.kind == "f"):
                     xp = np
             if xp is None:
                 kinds = kind_of * len(inputs) if variadic else kind_of
@@ -362,8 +368,8 @@ def check_result(name: str, names: Sequence[str], inputs: int, result: Any) -> N
         )
 
 
-def input_names(op: Op[...], count: int) -> list[str]:
-    """What an op calls its `count` inputs: "weight", or "xs[1]"."""
+def input_names(op: Callable[..., Any], count: int) -> list[str]:
+    """What an op, or another function, calls its first `count` inputs: "weight", or "xs[1]"."""
     parameters = inspect.signature(op).parameters.values()
     names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
     if any(p.kind is p.VAR_POSITIONAL for p in parameters):

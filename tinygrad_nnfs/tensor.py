@@ -470,11 +470,14 @@ def make_tensor(data: Array) -> Tensor:
     return tensor
 
 
+FLOAT32 = np.dtype(np.float32)
 new_tensor = functools.partial(object.__new__, Tensor)
 
 
 def as_array(data: Any, keep_integers: bool = False) -> Array:
     """What a user gives for data as an array: lists and numbers become float32 (or stay bool)."""
+    if type(data) is ndarray and data.dtype is FLOAT32:
+        return data  # the usual case, which small networks spend their time on
     if isinstance(data, Tensor):
         raise TypeError("Tensor(Tensor): use detach() for the same data off the tape")
     if _contains_tensor(data):

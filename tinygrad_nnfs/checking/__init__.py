@@ -90,6 +90,13 @@ def _size(case: Case) -> tuple[int, int]:
 
 def run_checks(op: Op[...], case: Case) -> dict[int, float]:
     """Every check in CHECKS on one case. The worst relative error by the input's number."""
+    try:
+        inspect.signature(op).bind(*case.inputs, **case.params)
+    except TypeError as error:
+        raise CheckError(
+            f"{op.__name__}{inspect.signature(op)}: its samples give it ({case}): {error}; "
+            "draw.case takes inputs by position, and options, which stand behind a *, by name"
+        ) from None
     errors: dict[int, float] = {}
     for name, check in CHECKS.items():
         try:

@@ -9,6 +9,7 @@ import numpy as np
 from tinygrad_nnfs.checking.cases import Arrays, CheckError, is_floating
 from tinygrad_nnfs.checking.derivatives import STEP, roughness, slope, unit
 from tinygrad_nnfs.checking.reproduction import call_of, literal
+from tinygrad_nnfs.registry import input_names
 from tinygrad_nnfs.tensor import Tensor
 
 # |found - expected| <= TOLERANCE |gradient| |direction|
@@ -65,17 +66,20 @@ def gradcheck(
         ]
 
     name = getattr(fn, "__name__", type(fn).__name__)
+    names = _input_names(fn, len(arrays))
     try:
         if not np.isfinite(forward(arrays)).all():
             raise CheckError(f"{name}: the result is not finite for these inputs: choose others")
         random = np.random.default_rng(seed)
-        comparison = Comparison(name, forward, gradients, random, directions, hidden_kinks=True)
+        comparison = Comparison(
+            name, names, forward, gradients, random, directions, hidden_kinks=True
+        )
         errors = comparison.run(arrays)
         unknown = [i for i, x in enumerate(arrays) if is_floating(x) and x.size]
         unknown = [i for i in unknown if i not in errors]
         if unknown:
             raise CheckError(
-                f"{name}: nothing can be said of input {unknown[0]}: the function has kinks or "
+                f"{name}: nothing can be said of {names[unknown[0]]}: the function has kinks or "
                 "jumps wherever it was tried, or it does not compute in float64, or not the same "
                 "each time"
             )
@@ -84,6 +88,15 @@ def gradcheck(
         code = call_of("gradcheck", fn, [literal(x) for x in arrays], options)
         raise CheckError(f"{error}\n{code}") from None
     return errors
+
+
+def _input_names(fn: Callable[..., Any], count: int) -> list[str]:
+    """What a function calls its inputs, where it tells; else "input 0" and so on."""
+    try:
+        names = input_names(fn, count)
+    except (TypeError, ValueError):  # it is a builtin, or something else without a signature
+        names = []
+    return names if len(names) == count else [f"input {i}" for i in range(count)]
 
 
 class Comparison:
@@ -96,13 +109,14 @@ class Comparison:
     def __init__(
         self,
         name: str,
+        inputs: Sequence[str],
         forward: Callable[[Arrays], Any],
         gradients: Callable[[Arrays, Any], Sequence[Any]],
         random: np.random.Generator,
         directions: int = 3,
         hidden_kinks: bool = False,
     ) -> None:
-        self.name, self.forward, self.gradients = name, forward, gradients
+        self.name, self.inputs, self.forward, self.gradients = name, inputs, forward, gradients
         self.random, self.directions, self.hidden_kinks = random, directions, hidden_kinks
 
     def run(self, arrays: Arrays) -> dict[int, float]:
@@ -197,7 +211,9 @@ class Comparison:
                 expected[place] = found
         if np.array_equal(expected, gradient):
             return None
-        return worst_element(i, arrays[i], gradient, expected, "finite differences give")
+        return worst_element(
+            self.inputs[i], arrays[i], gradient, expected, "finite differences give"
+        )
 
     def _suspects(self, i: int, arrays: Arrays, gradient: Any) -> Iterator[tuple[int, ...]]:
         """The places of an input's elements; of many, those of the half that is further off."""
@@ -216,12 +232,13 @@ class Comparison:
         return (tuple(map(int, np.unravel_index(place, shape))) for place in places)
 
 
-def worst_element(i: int, x: Any, gradient: Any, expected: Any, says: str) -> str:
+def worst_element(name: str, x: Any, gradient: Any, expected: Any, says: str) -> str:
+    """Where the gradient by the input `name` is furthest off, and how far."""
     difference = abs(np.asarray(gradient - expected))
     at = np.unravel_index(np.nanargmax(np.where(np.isnan(difference), np.inf, difference)), x.shape)
     where = f"[{', '.join(map(str, at))}]" if at else ""
     return (
-        f"the gradient by input {i}{where} is {float(np.asarray(gradient)[at]):.9g}, "
-        f"{says} {expected[at]:.9g} (at x{where} = {float(x[at]):.6g}, "
+        f"the gradient by {name}{where} is {float(np.asarray(gradient)[at]):.9g}, "
+        f"{says} {expected[at]:.9g} (at {name}{where} = {float(x[at]):.6g}, "
         f"{int((difference > 1e-5 * abs(expected)).sum())} of {x.size} elements differ)"
     )

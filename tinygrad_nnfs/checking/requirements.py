@@ -15,7 +15,7 @@ from tinygrad_nnfs.checking.cases import Arrays, Case, CheckError, is_floating
 from tinygrad_nnfs.checking.derivatives import complex_slope, slope, unit
 from tinygrad_nnfs.checking.gradients import Comparison, worst_element
 from tinygrad_nnfs.kernels import threads
-from tinygrad_nnfs.registry import Index, Op, captured_memory, check_result, memory_of
+from tinygrad_nnfs.registry import Index, Op, captured_memory, check_result, input_names, memory_of
 from tinygrad_nnfs.tensor import Tensor
 
 EXACT = 1e-11  # the relative error that the complex step allows
@@ -49,16 +49,19 @@ def _dy_for(y: Any) -> Any:
     return np.asarray(np.random.default_rng(1).standard_normal(y.shape)).astype(y.dtype)
 
 
-def _apply_rules(name: str, rules: Sequence[Any], dy: Any, inputs: Arrays) -> list[Any]:
+def _apply_rules(
+    op: Op[...], name: str, rules: Sequence[Any], dy: Any, inputs: Arrays
+) -> list[Any]:
     """The gradient by each input that has one and is an array."""
     gradients: list[Any] = []
-    for i, (rule, x) in enumerate(zip(rules, inputs, strict=False)):
+    names = input_names(op, len(inputs))
+    for input_name, rule, x in zip(names, rules, inputs, strict=False):
         if rule is None or not is_floating(x):
             gradients.append(None)
             continue
         dx = rule(dy)
         if not isinstance(dx, np.ndarray | np.generic):
-            raise CheckError(f"{name}: the rule for input {i} returned {dx!r}, not an array")
+            raise CheckError(f"{name}: the rule for {input_name} returned {dx!r}, not an array")
         gradients.append(np.asarray(dx))
     return gradients
 
@@ -75,8 +78,8 @@ def check_gradient(op: Op[...], case: Case) -> dict[int, float]:
         def gradients(
             arrays: Arrays, dy: Any, name: str = name, function: Any = function
         ) -> list[Any]:
-            found = _apply_rules(name, run_on(function, case, arrays)[1], dy, arrays)
-            _check_gradients_fit(name, arrays, found)
+            found = _apply_rules(op, name, run_on(function, case, arrays)[1], dy, arrays)
+            _check_gradients_fit(op, name, arrays, found)
             return [
                 # a rule that was forgotten says that the derivative is zero
                 np.zeros(x.shape) if dx is None and kind is not Index and is_floating(x) else dx
@@ -86,7 +89,8 @@ def check_gradient(op: Op[...], case: Case) -> dict[int, float]:
         def forward(arrays: Arrays, function: Any = function) -> Any:
             return run_on(function, case, arrays)[0]
 
-        comparison = Comparison(name, forward, gradients, np.random.default_rng(0))
+        names = input_names(op, len(case.inputs))
+        comparison = Comparison(name, names, forward, gradients, np.random.default_rng(0))
         for i, error in comparison.run(case.inputs).items():
             worst[i] = max(error, worst.get(i, 0.0))
     return worst
@@ -102,7 +106,7 @@ def check_complex_step(op: Op[...], case: Case) -> None:
         return op.reference(xp, *arrays, **case.params)[0]
 
     dy = _dy_for(y)
-    for i, gradient in enumerate(_apply_rules(op.__name__, rules, dy, case.inputs)):
+    for i, gradient in enumerate(_apply_rules(op, op.__name__, rules, dy, case.inputs)):
         x = case.inputs[i]
         if gradient is None or not x.size:
             continue
@@ -126,7 +130,8 @@ def check_complex_step(op: Op[...], case: Case) -> None:
         elements = np.empty(x.shape)
         for place in np.ndindex(x.shape):
             elements[place] = derivative(unit(x.shape, place))
-        where = worst_element(i, x, gradient, elements, "the complex step gives")
+        name = input_names(op, len(case.inputs))[i]
+        where = worst_element(name, x, gradient, elements, "the complex step gives")
         raise CheckError(f"{op.__name__}: {where}")
 
 
@@ -149,33 +154,35 @@ def check_variants(op: Op[...], case: Case) -> None:
         results = []
         for name, function in implementations(op, twin):
             y, rules = run_on(function, twin)
-            results.append((name, [y, *_apply_rules(name, rules, _dy_for(y), twin.inputs)]))
+            results.append((name, [y, *_apply_rules(op, name, rules, _dy_for(y), twin.inputs)]))
         for name, arrays in results[1:]:
-            _same_results(f"{name} against {op.__name__}", results[0][1], arrays, tolerance)
+            _same_results(op, f"{name} against {op.__name__}", results[0][1], arrays, tolerance)
 
 
 def check_shape_and_dtype(op: Op[...], case: Case) -> None:
     """Gradients have their input's shape and dtype; float32 in, float32 out, and near float64's."""
     y64, rules = run_on(op.reference, case)
-    expected = [y64, *_apply_rules(op.__name__, rules, _dy_for(y64), case.inputs)]
-    _check_gradients_fit(op.__name__, case.inputs, expected[1:])
+    expected = [y64, *_apply_rules(op, op.__name__, rules, _dy_for(y64), case.inputs)]
+    _check_gradients_fit(op, op.__name__, case.inputs, expected[1:])
     low_case = _in_float32(case)
     low = low_case.inputs
     for name, function in implementations(op, low_case):
         y, rules = run_on(function, low_case)
         if y64.dtype.kind == "f" and y.dtype != np.float32 and any(map(is_floating, low)):
             raise CheckError(f"{name}: float32 inputs give {y.dtype}")
-        found = _apply_rules(name, rules, _dy_for(y64).astype(y.dtype), low)
-        _check_gradients_fit(name, low, found)
-        _same_results(f"{name} in float32", expected, [y, *found], 1e-4)
+        found = _apply_rules(op, name, rules, _dy_for(y64).astype(y.dtype), low)
+        _check_gradients_fit(op, name, low, found)
+        _same_results(op, f"{name} in float32", expected, [y, *found], 1e-4)
 
 
-def _check_gradients_fit(name: str, inputs: Arrays, gradients: Arrays) -> None:
-    for i, (x, dx) in enumerate(zip(inputs, gradients, strict=True)):
+def _check_gradients_fit(op: Op[...], name: str, inputs: Arrays, gradients: Arrays) -> None:
+    names = input_names(op, len(inputs))
+    for input_name, x, dx in zip(names, inputs, gradients, strict=True):
         if dx is not None and (dx.shape, dx.dtype) != (x.shape, x.dtype):
+            broadcast = (dx.ndim, dx.size) > (x.ndim, x.size)
             raise CheckError(
-                f"{name}: the gradient by input {i} is {dx.dtype} {dx.shape}, the input {x.dtype} "
-                f"{x.shape}" + ": sum over the axes that were broadcast" * (dx.size > x.size)
+                f"{name}: the gradient by {input_name} is {dx.dtype} {dx.shape}, the input "
+                f"{x.dtype} {x.shape}" + ": sum over the axes that were broadcast" * broadcast
             )
 
 
@@ -195,7 +202,7 @@ def _check_nothing_mutated(op: Op[...], case: Case) -> None:
             y, rules = run_on(function, case, inputs)
             before, dy = y.copy(), _dy_for(y)
             dy.flags.writeable = False
-            _apply_rules(name, rules, dy, inputs)
+            _apply_rules(op, name, rules, dy, inputs)
         except ValueError as error:
             if "read-only" in str(error) or "not writeable" in str(error):
                 raise CheckError(f"{name} writes to an input or to dy: {error}") from error
@@ -212,12 +219,13 @@ def check_no_aliases(op: Op[...], case: Case) -> None:
         return
     dy = _dy_for(y.data)
     y.backward(dy)
+    names = input_names(op, len(leaves))
     gradients = {
-        f"the gradient by input {i}": leaf.grad.data
-        for i, leaf in enumerate(leaves)
+        f"the gradient by {name}": leaf.grad.data
+        for name, leaf in zip(names, leaves, strict=True)
         if isinstance(leaf, Tensor) and leaf.grad is not None
     }
-    others = {f"input {i}": x for i, x in enumerate(case.inputs) if isinstance(x, np.ndarray)}
+    others = {n: x for n, x in zip(names, case.inputs, strict=True) if isinstance(x, np.ndarray)}
     others |= {"the output": y.data, "dy": dy}
     for name, gradient in gradients.items():
         if not gradient.flags.writeable:
@@ -231,14 +239,14 @@ def check_memory_order(op: Op[...], case: Case) -> None:
     """Transposed, reversed and strided inputs and upstream gradients give the same results."""
     for twin, tolerance in precisions(op, case):
         y, rules = run_on(op.reference, twin)
-        expected = [y, *_apply_rules(op.__name__, rules, _dy_for(y), twin.inputs)]
+        expected = [y, *_apply_rules(op, op.__name__, rules, _dy_for(y), twin.inputs)]
         for order in (transposed, strided):
             inputs = [order(x) if isinstance(x, np.ndarray) else x for x in twin.inputs]
             for name, function in implementations(op, Case(tuple(inputs), twin.params)):
                 y, rules = run_on(function, twin, inputs)
-                found = [y, *_apply_rules(name, rules, order(_dy_for(y)), inputs)]
+                found = [y, *_apply_rules(op, name, rules, order(_dy_for(y)), inputs)]
                 what = f"{name} with inputs in another memory order"
-                _same_results(what, expected, found, tolerance)
+                _same_results(op, what, expected, found, tolerance)
 
 
 def transposed(x: Any) -> Any:
@@ -320,14 +328,15 @@ def check_same_tensor_twice(op: Op[...], case: Case) -> None:
         results = [expected], [found]
         if a.grad is not None and b.grad is not None and both.grad is not None:
             results = [expected, a.grad.data + b.grad.data], [found, both.grad.data]
-        _same_results(f"{op.__name__} of one tensor twice", *results, 1e-12)
+        _same_results(op, f"{op.__name__} of one tensor twice", *results, 1e-12)
 
 
 def _same_results(
-    what: str, expected: Sequence[Any], found: Sequence[Any], tolerance: float
+    op: Op[...], what: str, expected: Sequence[Any], found: Sequence[Any], tolerance: float
 ) -> None:
     """Compare outputs and gradients; the tolerance is relative to the largest element, or to 1."""
-    names = ["the output", *(f"the gradient by input {i}" for i in range(len(expected) - 1))]
+    inputs = input_names(op, len(expected) - 1)
+    names = ["the output", *(f"the gradient by {name}" for name in inputs)]
     for name, a, b in zip(names, expected, found, strict=True):
         if a is None:
             continue
@@ -349,18 +358,18 @@ def check_calls_are_independent(op: Op[...], case: Case) -> None:
     other = [np.asarray(0.75 * x) if is_floating(x) else x for x in other]  # logarithms stay real
     for name, function in implementations(op, case):
         y, rules = run_on(function, case)
-        expected = [y.copy(), *_apply_rules(name, rules, _dy_for(y), case.inputs)]
-        _apply_rules(name, run_on(function, case, other)[1], _dy_for(y), other)
+        expected = [y.copy(), *_apply_rules(op, name, rules, _dy_for(y), case.inputs)]
+        _apply_rules(op, name, run_on(function, case, other)[1], _dy_for(y), other)
         y, rules = run_on(function, case)
         run_on(function, case, other)
         dy = _dy_for(y)
-        found = [y, *_apply_rules(name, rules, dy, case.inputs)]
-        _same_results(f"{name} after another call", expected, found, 1e-12)
+        found = [y, *_apply_rules(op, name, rules, dy, case.inputs)]
+        _same_results(op, f"{name} after another call", expected, found, 1e-12)
         for gradient in found[1:]:
             if gradient is not None and gradient is not dy and gradient.base is None:
                 gradient += 1  # a leaf's gradient may be changed in place
-        found = [y, *_apply_rules(name, rules, dy, case.inputs)]
-        _same_results(f"{name}, its rules used twice", expected, found, 1e-12)
+        found = [y, *_apply_rules(op, name, rules, dy, case.inputs)]
+        _same_results(op, f"{name}, its rules used twice", expected, found, 1e-12)
 
 
 def check_other_backend(op: Op[...], case: Case) -> None:
@@ -369,7 +378,7 @@ def check_other_backend(op: Op[...], case: Case) -> None:
     if xp is None:
         return
     y, rules = run_on(op.reference, case)
-    expected = [y, *_apply_rules(op.__name__, rules, _dy_for(y), case.inputs)]
+    expected = [y, *_apply_rules(op, op.__name__, rules, _dy_for(y), case.inputs)]
     moved = Case(_moved(xp, case.inputs), {k: _moved(xp, v) for k, v in case.params.items()})
     for name, function in implementations(op, moved, xp):
         found, rules = run_on(function, moved, xp=xp)
@@ -379,7 +388,7 @@ def check_other_backend(op: Op[...], case: Case) -> None:
             for rule, x in zip(rules, case.inputs, strict=True)
         ]
         results = [None if a is None else backend.move(a, "cpu") for a in (found, *applied)]
-        _same_results(f"{name} with {xp.__name__}", expected, results, 1e-10)
+        _same_results(op, f"{name} with {xp.__name__}", expected, results, 1e-10)
 
 
 def _moved(xp: ModuleType, value: Any) -> Any:

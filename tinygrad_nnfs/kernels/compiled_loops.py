@@ -12,7 +12,7 @@ kernel = numba.njit(nogil=True, error_model="numpy", cache=True)
 
 
 @kernel
-def leaky_relu(x, slope, y, positive):
+def leaky_relu(x, y, positive, slope):
     slope = x.dtype.type(slope)
     for i in range(x.size):
         positive[i] = x[i] > 0
@@ -20,14 +20,14 @@ def leaky_relu(x, slope, y, positive):
 
 
 @kernel
-def leaky_relu_gradient(positive, dy, slope, dx):
+def leaky_relu_gradient(positive, dy, dx, slope):
     slope = dy.dtype.type(slope)
     for i in range(dy.size):
         dx[i] = dy[i] if positive[i] else slope * dy[i]
 
 
 @kernel
-def keep_scaled(x, keep, scale, y):
+def keep_scaled(x, keep, y, scale):
     scale = x.dtype.type(scale)
     for i in range(x.size):
         y[i] = scale * x[i] if keep[i] else x.dtype.type(0)
@@ -65,7 +65,7 @@ BLOCKS = 64  # of 16 elements, that get their random bits together
 
 
 @kernel
-def dropout(x, key0, key1, first, least, scale, keep, y):
+def dropout(x, keep, y, key0, key1, first, least, scale):
     key = np.uint64(key0), np.uint64(key1)
     scale, least = x.dtype.type(scale), np.int32(least)
     words = np.empty(4 * BLOCKS, np.uint64)

@@ -11,13 +11,8 @@ from tinygrad_nnfs.ops.linear import check_linear, linear, matmul
 SIZE = 128  # rows or columns of a product that a piece computes
 
 
-def _like(matrix):
-    """An array of the matrix's shape, dtype and memory order, C or F, that owns its memory."""
-    return memory.empty(matrix.shape, matrix.dtype, order="C" if matrix.flags.c_contiguous else "F")
-
-
 # what the ops find as xp: all that these two need of it
-_numpy = SimpleNamespace(matmul=blas.matmul, empty_like=_like)
+_numpy = SimpleNamespace(matmul=blas.matmul, empty_like=memory.empty_like)
 
 
 def _is_array(a, b, bias=None):
@@ -32,41 +27,6 @@ def matmul_single_threaded(xp, a, b):
 @linear.on(np, when=_is_array)
 def linear_single_threaded(xp, x, weight, bias=None):
     return linear.reference(_numpy, x, weight, bias)
-
-
-def _is_one_row(x, weight, bias=None):
-    return (
-        _is_array(x, weight)
-        and weight.ndim == 2
-        and 0 < x.size == weight.shape[1]
-        and x.shape[-1:] == weight.shape[1:]
-    )
-
-
-@linear.on(np, when=_is_one_row)
-def linear_of_one_row(xp, x, weight, bias=None):
-    check_linear(x, weight, bias)
-    y = x.dot(weight.T)  # dot starts sooner than matmul
-    if bias is not None:
-        y += bias
-    by_inputs = weight.flags.f_contiguous
-
-    def dx(dy):
-        return dy.dot(weight)
-
-    def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
-        gradient = _like(weight)
-        row, column = x.reshape(-1), dy.reshape(-1)
-        if by_inputs:  # column by column in memory
-            loops.best().outer(row, column, gradient.T)
-        else:
-            loops.best().outer(column, row, gradient)
-        return gradient
-
-    def dbias(dy):
-        return dy.reshape(-1)
-
-    return y, dx, dweight, None if bias is None else dbias
 
 
 def _is_large(x, weight, bias=None):
@@ -101,7 +61,7 @@ def linear_in_pieces(xp, x, weight, bias=None):
 
     def dweight(dy):
         dy = dy.reshape(-1, out)
-        gradient = _like(weight)
+        gradient = memory.empty_like(weight)
 
         def backward(piece):
             np.matmul(dy[:, piece].T, x, out=gradient[piece])
@@ -113,3 +73,38 @@ def linear_in_pieces(xp, x, weight, bias=None):
         return dy.reshape(-1, out).sum(axis=0)
 
     return y.reshape(*shape[:-1], out), dx, dweight, None if bias is None else dbias
+
+
+def _is_one_row(x, weight, bias=None):
+    return (
+        _is_array(x, weight)
+        and weight.ndim == 2
+        and 0 < x.size == weight.shape[1]
+        and x.shape[-1:] == weight.shape[1:]
+    )
+
+
+@linear.on(np, when=_is_one_row)
+def linear_of_one_row(xp, x, weight, bias=None):
+    check_linear(x, weight, bias)
+    y = x.dot(weight.T)  # dot starts sooner than matmul
+    if bias is not None:
+        y += bias
+    by_inputs = weight.flags.f_contiguous
+
+    def dx(dy):
+        return dy.dot(weight)
+
+    def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
+        gradient = memory.empty_like(weight)
+        row, column = x.reshape(-1), dy.reshape(-1)
+        if by_inputs:  # column by column in memory
+            loops.best().outer(row, column, gradient.T)
+        else:
+            loops.best().outer(column, row, gradient)
+        return gradient
+
+    def dbias(dy):
+        return dy.reshape(-1)
+
+    return y, dx, dweight, None if bias is None else dbias

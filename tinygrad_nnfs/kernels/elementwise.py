@@ -20,45 +20,48 @@ def _is_worth_it(x, **_):
     return loops.numba_is_installed() or threads.is_large(x.size)
 
 
-def _in_pieces(work, *arrays):
-    """`work(first, *parts)` of flat arrays: cut where they are large, else in one."""
+def _in_pieces(kernel, arrays, *settings):
+    """`kernel(*arrays, *settings)` of flat arrays: cut where they are large, else in one."""
     size = arrays[0].size
     if threads.is_large(size):
         pieces = threads.pieces(size, SIZE)
-        threads.run(lambda piece: work(piece.start, *(a[piece] for a in arrays)), pieces)
+        threads.run(lambda piece: kernel(*[a[piece] for a in arrays], *settings), pieces)
     else:
-        work(0, *arrays)
+        kernel(*arrays, *settings)
 
 
-def _flat(array, like=None):
-    """All elements in the memory order of `like`: a view, or a copy where that is needed."""
-    if array.flags.c_contiguous and (like is None or like.flags.c_contiguous):
-        return array.reshape(-1)
-    if like is not None and array.strides != like.strides:
-        ordered = memory.empty_like(like, dtype=array.dtype)
-        ordered[...] = array
-        array = ordered
-    return array.ravel(order="K")
+def _flat(inputs, outputs):
+    """The arrays, all of one shape, flat in the memory order of the outputs, which are dense.
+
+    Views; copies of those inputs that lie in another order.
+    """
+    like = outputs[0]
+    if like.flags.c_contiguous:
+        return [array.reshape(-1) for array in (*inputs, *outputs)]
+    flat = []
+    for array in inputs:
+        if _steps(array) != _steps(like):
+            ordered = memory.empty_like(like, array.dtype)
+            ordered[...] = array
+            array = ordered
+        flat.append(array.ravel(order="K"))
+    return flat + [array.ravel(order="K") for array in outputs]
+
+
+def _steps(array):
+    """The strides, in elements."""
+    return [stride // array.itemsize for stride in array.strides]
 
 
 @leaky_relu.on(np, when=_is_worth_it)
 def leaky_relu_in_pieces(xp, x, *, slope=0.01):
-    compute = loops.best()
-    y, positive = memory.empty_like(x), memory.empty_like(x, dtype=bool)
-    flat_positive = _flat(positive)
-
-    def forward(_, x, y, positive):
-        compute.leaky_relu(x, slope, y, positive)
-
-    _in_pieces(forward, _flat(x, like=y), _flat(y), flat_positive)
+    y, positive = memory.empty_like(x), memory.empty_like(x, bool)
+    _in_pieces(loops.best().leaky_relu, _flat([x], [y, positive]), slope)
 
     def dx(dy):  # saves `positive` alone: a quarter of x's memory, or of y's
-        gradient = memory.empty_like(positive, dtype=dy.dtype)
-
-        def backward(_, positive, dy, gradient):
-            compute.leaky_relu_gradient(positive, dy, slope, gradient)
-
-        _in_pieces(backward, flat_positive, _flat(dy, like=gradient), _flat(gradient))
+        gradient = memory.empty_like(positive, dy.dtype)
+        flat = _flat([positive, dy], [gradient])
+        _in_pieces(loops.best().leaky_relu_gradient, flat, slope)
         return gradient
 
     return y, dx
@@ -72,26 +75,24 @@ def _lies_in_order_of_bits(x, *, p, key):
 @dropout.on(np, when=_lies_in_order_of_bits)
 def dropout_in_pieces(xp, x, *, p, key):
     check_dropout(p)
-    compute = loops.best()
-    keep = memory.empty_like(x, dtype=bool)
-    y = memory.empty_like(keep, dtype=x.dtype)
+    keep, y = memory.empty_like(x, bool), memory.empty_like(x)
+    flat = _flat([x], [keep, y])
     least, scale = round(p * 2**16), 1 / (1 - p) if p < 1 else 0.0
     # numba takes all of Python's integers for signed ones of 64 bits
     key = [(word + 2**63) % 2**64 - 2**63 for word in key]
-    flat_keep = _flat(keep)
 
-    def forward(first, x, keep, y):
-        compute.dropout(x, *key, first, least, scale, keep, y)
+    def drop(piece):
+        parts = [array[piece] for array in flat]
+        loops.best().dropout(*parts, *key, piece.start or 0, least, scale)
 
-    _in_pieces(forward, _flat(x, like=y), flat_keep, _flat(y))
+    if threads.is_large(x.size):
+        threads.run(drop, threads.pieces(x.size, SIZE))
+    else:
+        drop(slice(x.size))
 
     def dx(dy):
-        gradient = memory.empty_like(keep, dtype=dy.dtype)
-
-        def backward(_, dy, keep, gradient):
-            compute.keep_scaled(dy, keep, scale, gradient)
-
-        _in_pieces(backward, _flat(dy, like=gradient), flat_keep, _flat(gradient))
+        gradient = memory.empty_like(keep, dy.dtype)
+        _in_pieces(loops.best().keep_scaled, _flat([dy, keep], [gradient]), scale)
         return gradient
 
     return y, dx

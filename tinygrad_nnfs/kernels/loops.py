@@ -26,27 +26,27 @@ def best():
     return importlib.import_module(f"tinygrad_nnfs.kernels.{name}")
 
 
-def leaky_relu(x, slope, y, positive):
+def leaky_relu(x, y, positive, slope):
     """y = x where x > 0, else slope x; positive says where."""
     np.greater(x, 0, out=positive)
     np.multiply(x, slope, out=y)
     (np.maximum if slope <= 1 else np.minimum)(x, y, out=y)
 
 
-def leaky_relu_gradient(positive, dy, slope, dx):
+def leaky_relu_gradient(positive, dy, dx, slope):
     """dx = dy where positive, else slope dy."""
     np.multiply(positive, dy.dtype.type(1 - slope), out=dx)
     dx += dy.dtype.type(slope)
     dx *= dy
 
 
-def keep_scaled(x, keep, scale, y):
+def keep_scaled(x, keep, y, scale):
     """y = scale x where keep is True, else 0."""
     np.multiply(x, keep, out=y)
     y *= scale
 
 
-def dropout(x, key0, key1, first, least, scale, keep, y):
+def dropout(x, keep, y, key0, key1, first, least, scale):
     """keep where the random bits of the elements from `first` on are at least `least`, and y.
 
     The two words of the key are signed.
@@ -55,7 +55,7 @@ def dropout(x, key0, key1, first, least, scale, keep, y):
     for i in range(0, x.size, BITS):
         part = keep[i : i + BITS]
         np.greater_equal(backend.random_bits(np, key, part.shape, skip=first + i), least, out=part)
-    keep_scaled(x, keep, scale, y)
+    keep_scaled(x, keep, y, scale)
 
 
 def outer(column, row, product):

@@ -60,6 +60,9 @@ def empty_like(x: Any, dtype: Any = None) -> np.ndarray:
     """An array with any content, of x's shape and in its memory order."""
     if x.nbytes < SMALLEST:
         return np.empty_like(x, dtype)
+    if x.flags.forc:  # owns its memory: a gradient for a leaf need not be copied
+        order: Literal["C", "F"] = "C" if x.flags.c_contiguous else "F"
+        return empty(x.shape, x.dtype if dtype is None else dtype, order)
     return empty_in_order(x.shape, order_of(x), x.dtype if dtype is None else np.dtype(dtype))
 
 
