@@ -18,6 +18,7 @@ from numpy.lib.stride_tricks import as_strided
 
 from tinygrad_nnfs.kernels import memory, threads
 from tinygrad_nnfs.ops.convolution import Geometry, check_precision, conv2d, pair
+from tinygrad_nnfs.registry import once
 
 SIZE = 2**18  # elements that a piece of work reads and writes, in whole images
 
@@ -113,13 +114,22 @@ def conv2d_shared_columns(
         dy = channels_last(dy)
         reversed_kernels = weight[:, :, :, ::-1].transpose(3, 0, 2, 1).reshape(kw * o, kh * c)
         gradient = memory.empty((n, h, w, c), dtype)
+        # near the left and the right edge some of the kw outputs that saw a column do not exist
+        edges = [*range(kw - 1), *range(max(ow, kw - 1), w)]
 
         def backward(piece):
             size = piece.stop - piece.start
-            windows = _windows(pad(dy[piece], (0, kw - 1), "padded"), kw)
             parts = threads.scratch("parts", (size, oh, w, kh, c), dtype)
             by_position = _by_position(parts.reshape(size, oh, w, kh * c))
-            np.matmul(windows, reversed_kernels, out=by_position)
+            if ow >= kw:
+                windows = _windows(dy[piece], kw)
+                np.matmul(windows, reversed_kernels, out=by_position[kw - 1 : ow])
+            rows = dy[piece].reshape(size * oh, ow * o)
+            for j in edges:
+                start = j - kw + 1
+                first, last = max(0, start), min(j + 1, ow)
+                taps = reversed_kernels[(first - start) * o : (last - start) * o]
+                np.matmul(rows[:, first * o : last * o], taps, out=by_position[j])
             gradient[piece, :oh] = parts[:, :, :, 0]
             gradient[piece, oh:] = 0
             for u in range(1, kh):
@@ -128,29 +138,28 @@ def conv2d_shared_columns(
         threads.run(backward, pieces)
         return channels_first(gradient[:, ph : h - ph, pw : w - pw])
 
-    def dweight(dy):
+    @once
+    def gradients(dy):
         dy = channels_last(dy)
-        totals = np.empty((len(pieces), kw * kh * c, o), dtype)
+        dweights = np.empty((len(pieces), kw * kh * c, o), dtype)
+        dbiases = np.empty((len(pieces), o), dtype)
 
         def backward(i):
-            windows = windows_of(pieces[i])
+            windows, part = windows_of(pieces[i]), dy[pieces[i]]
             products = threads.scratch("products", (ow, kw * kh * c, o), dtype)
-            np.matmul(windows.transpose(0, 2, 1), _by_position(dy[pieces[i]]), out=products)
-            products.sum(axis=0, out=totals[i])
+            np.matmul(windows.transpose(0, 2, 1), _by_position(part), out=products)
+            products.sum(axis=0, out=dweights[i])
+            rows = part.reshape(-1, o)
+            np.matmul(np.ones(len(rows), dtype), rows, out=dbiases[i])  # faster than a sum
 
         threads.run(backward, range(len(pieces)))
-        gradient = totals.sum(axis=0).reshape(kw, kh, c, o)
-        return np.ascontiguousarray(gradient.transpose(3, 2, 1, 0))
+        dweight = dweights.sum(axis=0).reshape(kw, kh, c, o).transpose(3, 2, 1, 0)
+        return dweight, dbiases.sum(axis=0)
+
+    def dweight(dy):
+        return np.array(gradients(dy)[0], order="C")
 
     def dbias(dy):
-        dy = channels_last(dy)
-        totals = np.empty((len(pieces), o), dtype)
-
-        def backward(i):
-            rows = dy[pieces[i]].reshape(-1, o)
-            np.matmul(np.ones(len(rows), dtype), rows, out=totals[i])  # faster than a sum
-
-        threads.run(backward, range(len(pieces)))
-        return totals.sum(axis=0)
+        return gradients(dy)[1].copy()
 
     return channels_first(y), dx, dweight, None if bias is None else dbias
