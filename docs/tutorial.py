@@ -223,6 +223,9 @@ check_op(prelu)
 print("prelu is right")
 
 # %% [markdown]
+# `draw.sizes(2)` draws two sizes from 1 to 4, `draw.normal(n, c)` an array of that shape; there are
+# also `positive`, `distinct`, `labels`, `choice`, `integer` ([all of them](checking.md#an-op)).
+#
 # A wrong rule is found, with the place and both values. Here the inner derivative was forgotten:
 
 
@@ -321,7 +324,8 @@ loss = ops.softmax_cross_entropy(network(images[:64]), labels[:64])
 # %% [markdown]
 # The tape can be looked at as a picture: `draw` shows the ops from the data down to the loss, with
 # the parameters beside them. Notebooks show it; a script writes a file, `save(draw(loss),
-# "network.svg")` with `save` from `tinygrad_nnfs.graph`. [There is more to see](graph.md), such as
+# "network.svg")` with `save` from `tinygrad_nnfs.graph`. Dashed is data, here images and labels.
+# They need no gradient, so `Flatten` is not on the tape. [There is more to see](graph.md), such as
 # the gradients of each.
 
 # %%

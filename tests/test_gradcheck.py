@@ -538,6 +538,17 @@ def test_samples_that_do_not_fit_the_op_are_named():
     with pytest.raises(CheckError, match=r"powered\(x, \*, exponent\): .* too many positional"):
         check_op(powered)
 
+    @op
+    def scaled(xp, x, factor):
+        return x * factor, lambda dy: dy * factor, None
+
+    @scaled.samples
+    def _(draw):
+        yield draw.case(draw.normal(2), factor=2.0)
+
+    with pytest.raises(CheckError, match=r"scaled\(x, factor\): .* factor is an input there"):
+        check_op(scaled)
+
 
 def test_inputs_are_called_as_the_function_calls_them():
     def product(first, *, second=2.0):
@@ -551,3 +562,30 @@ def test_inputs_are_called_as_the_function_calls_them():
         CheckError, match=r"the gradient by inputs\[1\]\[0\] .* \(at inputs\[1\]\[0\] = 2"
     ):
         gradcheck(lambda *inputs: inputs[0] * inputs[1].detach(), [1.0], [2.0])
+
+
+def test_a_sum_over_the_wrong_axis_is_called_that():
+    @op
+    def scaled(xp, x, scale):
+        return x * scale, lambda dy: dy * scale, lambda dy: (dy * x).sum(axis=1)
+
+    @scaled.samples
+    def _(draw):
+        yield draw.case(draw.normal(1, 3), draw.normal(3))
+
+    with pytest.raises(CheckError, match="is it summed over other axes than those that were broad"):
+        check_op(scaled)
+
+
+def test_one_more_saved_array_is_noticed_among_small_ones():
+    @op
+    def three(xp, x):
+        a, b, c = x * 2, x * 3, x * 4
+        return x * 9, lambda dy: dy * (a + b + c) / x
+
+    @three.samples
+    def _(draw):
+        yield draw.case(draw.away_from(0, 4, 2))
+
+    with pytest.raises(CheckError, match="its rules keep 256 bytes"):
+        check_op(three)

@@ -309,19 +309,23 @@ class Tensor:
                 parent: Any = node.inputs[i]  # a Node: it has a rule
                 try:
                     dx = rule(dy)
-                    # `is` first: a comparison of dtypes takes as long as the rest of the line
-                    fits = dx.shape == parent.shape and (
-                        dx.dtype is parent.dtype or dx.dtype == parent.dtype
-                    )
                 except Exception as error:
                     error.add_note(
                         f"in the rule of {node.op} for input {i}, which must return an array, "
                         f"{parent.dtype} {parent.shape}"
                     )
                     raise
+                try:
+                    # `is` first: a comparison of dtypes takes as long as the rest of the line
+                    fits = dx.shape == parent.shape and (
+                        dx.dtype is parent.dtype or dx.dtype == parent.dtype
+                    )
+                except AttributeError:  # a number, or None where `return` was forgotten
+                    fits = False
                 if not fits:
+                    found = f"{dx.dtype} {dx.shape}" if hasattr(dx, "dtype") else repr(dx)
                     raise RuntimeError(
-                        f"the rule of {node.op} for input {i} returned {dx.dtype} {dx.shape}, "
+                        f"the rule of {node.op} for input {i} returned {found}, "
                         f"the input is {parent.dtype} {parent.shape}"
                     )
                 if parent in grads:

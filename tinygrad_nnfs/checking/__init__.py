@@ -90,13 +90,7 @@ def _size(case: Case) -> tuple[int, int]:
 
 def run_checks(op: Op[...], case: Case) -> dict[int, float]:
     """Every check in CHECKS on one case. The worst relative error by the input's number."""
-    try:
-        inspect.signature(op).bind(*case.inputs, **case.params)
-    except TypeError as error:
-        raise CheckError(
-            f"{op.__name__}{inspect.signature(op)}: its samples give it ({case}): {error}; "
-            "draw.case takes inputs by position, and options, which stand behind a *, by name"
-        ) from None
+    _check_call(op, case)
     errors: dict[int, float] = {}
     for name, check in CHECKS.items():
         try:
@@ -109,6 +103,23 @@ def run_checks(op: Op[...], case: Case) -> dict[int, float]:
             error.add_note(where)
             raise
     return errors
+
+
+def _check_call(op: Op[...], case: Case) -> None:
+    """The op takes what its samples give it: inputs by position, options by name."""
+    signature = inspect.signature(op)
+    options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    inputs = [name for name in case.params if name in signature.parameters and name not in options]
+    reason = f"{inputs[0]} is an input there, and no option" if inputs else ""
+    try:
+        signature.bind(*case.inputs, **case.params)
+    except TypeError as error:
+        reason = str(error)
+    if reason:
+        raise CheckError(
+            f"{op.__name__}{signature}: its samples give it ({case}): {reason}; draw.case takes "
+            "inputs by position and options, which stand behind a *, by name"
+        )
 
 
 def note(report: Report, op: Op[...], case: Case, errors: Mapping[int, float]) -> None:
