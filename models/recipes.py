@@ -193,7 +193,7 @@ RECIPES = {
     "fashion-dropout-plus": _FASHION_DROPOUT_PLUS,
     "fashion-dropout-l2-plus": replace(_FASHION_DROPOUT_PLUS, weight_decay=0.01),
     "fashion-cnn-plus": replace(_CNN_PLUS, data="fashion-mnist", mirror=True),
-    "mnist-cnn-plus": replace(_CNN_PLUS, data="mnist"),
+    "mnist-cnn-plus": replace(_CNN_PLUS, data="mnist", epochs=20),
 }
 
 # what `nnfs train mlp --data digits` and the like begin with: quick rather than best
