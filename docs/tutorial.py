@@ -271,9 +271,9 @@ except CheckError as error:
 # ```
 #  op      input   cases   worst error     time
 # ──────────────────────────────────────────────
-#  swish   x          25       7.5e-13   0.07 s
-#  prelu   x          25       7.9e-13   0.09 s
-#          slope      25       4.0e-13
+#  swish   x          20       3.7e-13   0.07 s
+#  prelu   x          25       2.5e-13   0.09 s
+#          slope      25       3.0e-12
 # ```
 #
 # And `gradcheck` checks any function that is composed of ops, a whole network, say.

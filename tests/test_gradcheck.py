@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinygrad_nnfs import OPS, backend, op, ops
+from tinygrad_nnfs import OPS, backend, nn, op, ops
 from tinygrad_nnfs.checking import (
     CHECKS,
     Case,
@@ -546,7 +546,7 @@ def test_samples_that_do_not_fit_the_op_are_named():
     def _(draw):
         yield draw.case(draw.normal(2), factor=2.0)
 
-    with pytest.raises(CheckError, match=r"scaled\(x, factor\): .* factor is an input there"):
+    with pytest.raises(CheckError, match=r"scaled\(x, factor\): .* factor is an input; draw"):
         check_op(scaled)
 
 
@@ -564,17 +564,60 @@ def test_inputs_are_called_as_the_function_calls_them():
         gradcheck(lambda *inputs: inputs[0] * inputs[1].detach(), [1.0], [2.0])
 
 
-def test_a_sum_over_the_wrong_axis_is_called_that():
+@pytest.mark.parametrize(
+    ("rule", "hint"),
+    [
+        (
+            lambda dy, x: (dy * x).sum(axis=1),
+            r"\(1,\), .* \(3,\): sum over the axes that were broa",
+        ),
+        (
+            lambda dy, x: (dy * x).T,
+            r"\(3, 1\), .* \(3,\): sum over the axes that were broadcast, a",
+        ),
+    ],
+)
+def test_a_sum_over_the_wrong_axis_is_called_that(rule, hint):
     @op
     def scaled(xp, x, scale):
-        return x * scale, lambda dy: dy * scale, lambda dy: (dy * x).sum(axis=1)
+        return x * scale, lambda dy: dy * scale, lambda dy: rule(dy, x)
 
     @scaled.samples
     def _(draw):
         yield draw.case(draw.normal(1, 3), draw.normal(3))
 
-    with pytest.raises(CheckError, match="is it summed over other axes than those that were broad"):
+    with pytest.raises(CheckError, match=hint):
         check_op(scaled)
+
+
+def test_a_gradient_in_another_shape_is_to_be_reshaped():
+    @op
+    def doubled(xp, x):
+        return x * 2, lambda dy: 2 * dy.ravel()
+
+    @doubled.samples
+    def _(draw):
+        yield draw.case(draw.normal(2, 3))
+
+    with pytest.raises(
+        CheckError, match=r"\(6,\), the input float64 \(2, 3\): reshape it, or trans"
+    ):
+        check_op(doubled)
+
+
+def test_a_tensor_that_is_given_twice_is_named():
+    @op
+    def third(xp, k, a, b):
+        both = 2 if a is b else 1
+        y, dk = k + a + b, lambda dy: dy.sum(axis=0, keepdims=True)
+        return y, dk, lambda dy: both * dy, lambda dy: both * dy
+
+    @third.samples
+    def _(draw):
+        yield draw.case(draw.normal(1), draw.normal(2), draw.normal(2))
+
+    with pytest.raises(CheckError, match="the gradient by a and b together"):
+        check_op(third)
 
 
 def test_one_more_saved_array_is_noticed_among_small_ones():
@@ -589,3 +632,14 @@ def test_one_more_saved_array_is_noticed_among_small_ones():
 
     with pytest.raises(CheckError, match="its rules keep 256 bytes"):
         check_op(three)
+
+
+def test_inputs_of_a_module_and_of_rest_are_named():
+    class Wrong(nn.Module):
+        def forward(self, x, scale):
+            return x * scale.detach()
+
+    with pytest.raises(CheckError, match=r"by scale\[0\] is 0"):
+        gradcheck(Wrong(), [1.0], [2.0])
+    with pytest.raises(CheckError, match=r"by rest\[0\]\[0\] is 0"):
+        gradcheck(lambda a, *rest: a * rest[0].detach(), [1.0], [2.0])

@@ -371,9 +371,10 @@ def check_result(name: str, names: Sequence[str], inputs: int, result: Any) -> N
 def input_names(op: Callable[..., Any], count: int) -> list[str]:
     """What an op, or another function, calls its first `count` inputs: "weight", or "xs[1]"."""
     parameters = inspect.signature(op).parameters.values()
-    names = [p.name for p in parameters if p.kind is not p.KEYWORD_ONLY]
-    if any(p.kind is p.VAR_POSITIONAL for p in parameters):
-        return [f"{names[0]}[{i}]" for i in range(count)]
+    names = [p.name for p in parameters if p.kind in (p.POSITIONAL_ONLY, p.POSITIONAL_OR_KEYWORD)]
+    for p in parameters:
+        if p.kind is p.VAR_POSITIONAL:
+            names += [f"{p.name}[{i}]" for i in range(count - len(names))]
     return names[:count]
 
 

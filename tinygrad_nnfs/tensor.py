@@ -316,14 +316,16 @@ class Tensor:
                     )
                     raise
                 try:
+                    base = dx.base
                     # `is` first: a comparison of dtypes takes as long as the rest of the line
                     fits = dx.shape == parent.shape and (
                         dx.dtype is parent.dtype or dx.dtype == parent.dtype
                     )
-                except AttributeError:  # a number, or None where `return` was forgotten
+                except AttributeError:  # a Tensor, a number, or None where `return` was forgotten
                     fits = False
                 if not fits:
-                    found = f"{dx.dtype} {dx.shape}" if hasattr(dx, "dtype") else repr(dx)
+                    is_array = hasattr(dx, "base")
+                    found = f"{dx.dtype} {dx.shape}" if is_array else f"a {type(dx).__name__}"
                     raise RuntimeError(
                         f"the rule of {node.op} for input {i} returned {found}, "
                         f"the input is {parent.dtype} {parent.shape}"
@@ -334,7 +336,7 @@ class Tensor:
                     grads[parent] = dx
                     heappush(ready, (parent.order, parent))
                 else:  # a leaf keeps its gradient: that must not be a view of another's memory
-                    grads[parent] = dx.copy() if dx is dy or dx.base is not None else dx
+                    grads[parent] = dx.copy() if dx is dy or base is not None else dx
             if not retain_graph:
                 node.rules = rule = None  # what they saved dies here
         retained |= grads  # only leaves are left there

@@ -110,7 +110,7 @@ def _check_call(op: Op[...], case: Case) -> None:
     signature = inspect.signature(op)
     options = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
     inputs = [name for name in case.params if name in signature.parameters and name not in options]
-    reason = f"{inputs[0]} is an input there, and no option" if inputs else ""
+    reason = f"{inputs[0]} is an input" if inputs else ""
     try:
         signature.bind(*case.inputs, **case.params)
     except TypeError as error:
@@ -118,7 +118,7 @@ def _check_call(op: Op[...], case: Case) -> None:
     if reason:
         raise CheckError(
             f"{op.__name__}{signature}: its samples give it ({case}): {reason}; draw.case takes "
-            "inputs by position and options, which stand behind a *, by name"
+            "inputs by position, and options, which stand behind a *, by name"
         )
 
 

@@ -93,7 +93,7 @@ def gradcheck(
 def _input_names(fn: Callable[..., Any], count: int) -> list[str]:
     """What a function calls its inputs, where it tells; else "input 0" and so on."""
     try:
-        names = input_names(fn, count)
+        names = input_names(getattr(fn, "forward", fn), count)  # a Module's own
     except (TypeError, ValueError):  # it is a builtin, or something else without a signature
         names = []
     return names if len(names) == count else [f"input {i}" for i in range(count)]

@@ -45,6 +45,10 @@ def run_on(
     return xp.asarray(result[0]), list(result[1:])
 
 
+def _names(op: Op[...], case: Case) -> list[str]:
+    return input_names(op, len(case.inputs))
+
+
 def _dy_for(y: Any) -> Any:
     return np.asarray(np.random.default_rng(1).standard_normal(y.shape)).astype(y.dtype)
 
@@ -78,8 +82,9 @@ def check_gradient(op: Op[...], case: Case) -> dict[int, float]:
         def gradients(
             arrays: Arrays, dy: Any, name: str = name, function: Any = function
         ) -> list[Any]:
-            found = _apply_rules(op, name, run_on(function, case, arrays)[1], dy, arrays)
-            _check_gradients_fit(op, name, arrays, found)
+            y, rules = run_on(function, case, arrays)
+            found = _apply_rules(op, name, rules, dy, arrays)
+            _check_gradients_fit(op, name, arrays, y, found)
             return [
                 # a rule that was forgotten says that the derivative is zero
                 np.zeros(x.shape) if dx is None and kind is not Index and is_floating(x) else dx
@@ -89,8 +94,9 @@ def check_gradient(op: Op[...], case: Case) -> dict[int, float]:
         def forward(arrays: Arrays, function: Any = function) -> Any:
             return run_on(function, case, arrays)[0]
 
-        names = input_names(op, len(case.inputs))
-        comparison = Comparison(name, names, forward, gradients, np.random.default_rng(0))
+        comparison = Comparison(
+            name, _names(op, case), forward, gradients, np.random.default_rng(0)
+        )
         for i, error in comparison.run(case.inputs).items():
             worst[i] = max(error, worst.get(i, 0.0))
     return worst
@@ -130,8 +136,7 @@ def check_complex_step(op: Op[...], case: Case) -> None:
         elements = np.empty(x.shape)
         for place in np.ndindex(x.shape):
             elements[place] = derivative(unit(x.shape, place))
-        name = input_names(op, len(case.inputs))[i]
-        where = worst_element(name, x, gradient, elements, "the complex step gives")
+        where = worst_element(_names(op, case)[i], x, gradient, elements, "the complex step gives")
         raise CheckError(f"{op.__name__}: {where}")
 
 
@@ -150,20 +155,22 @@ def _in_float32(case: Case) -> Case:
 
 def check_variants(op: Op[...], case: Case) -> None:
     """Each variant gives the reference's output and gradients."""
+    names = _names(op, case)
     for twin, tolerance in precisions(op, case):
         results = []
         for name, function in implementations(op, twin):
             y, rules = run_on(function, twin)
             results.append((name, [y, *_apply_rules(op, name, rules, _dy_for(y), twin.inputs)]))
         for name, arrays in results[1:]:
-            _same_results(op, f"{name} against {op.__name__}", results[0][1], arrays, tolerance)
+            _same_results(names, f"{name} against {op.__name__}", results[0][1], arrays, tolerance)
 
 
 def check_shape_and_dtype(op: Op[...], case: Case) -> None:
     """Gradients have their input's shape and dtype; float32 in, float32 out, and near float64's."""
+    names = _names(op, case)
     y64, rules = run_on(op.reference, case)
     expected = [y64, *_apply_rules(op, op.__name__, rules, _dy_for(y64), case.inputs)]
-    _check_gradients_fit(op, op.__name__, case.inputs, expected[1:])
+    _check_gradients_fit(op, op.__name__, case.inputs, y64, expected[1:])
     low_case = _in_float32(case)
     low = low_case.inputs
     for name, function in implementations(op, low_case):
@@ -171,27 +178,28 @@ def check_shape_and_dtype(op: Op[...], case: Case) -> None:
         if y64.dtype.kind == "f" and y.dtype != np.float32 and any(map(is_floating, low)):
             raise CheckError(f"{name}: float32 inputs give {y.dtype}")
         found = _apply_rules(op, name, rules, _dy_for(y64).astype(y.dtype), low)
-        _check_gradients_fit(op, name, low, found)
-        _same_results(op, f"{name} in float32", expected, [y, *found], 1e-4)
+        _check_gradients_fit(op, name, low, y, found)
+        _same_results(names, f"{name} in float32", expected, [y, *found], 1e-4)
 
 
-def _check_gradients_fit(op: Op[...], name: str, inputs: Arrays, gradients: Arrays) -> None:
+def _check_gradients_fit(op: Op[...], name: str, inputs: Arrays, y: Any, gradients: Arrays) -> None:
     names = input_names(op, len(inputs))
     for input_name, x, dx in zip(names, inputs, gradients, strict=True):
         if dx is not None and (dx.shape, dx.dtype) != (x.shape, x.dtype):
             raise CheckError(
                 f"{name}: the gradient by {input_name} is {dx.dtype} {dx.shape}, the input "
-                f"{x.dtype} {x.shape}{_hint(x, dx)}"
+                f"{x.dtype} {x.shape}{_hint(x, dx, y)}"
             )
 
 
-def _hint(x: Any, dx: Any) -> str:
+def _hint(x: Any, dx: Any, y: Any) -> str:
     """What may be wrong with a gradient whose shape is not its input's."""
     if dx.shape == x.shape:
         return ""
-    if (dx.ndim, dx.size) > (x.ndim, x.size):
+    sizes = zip(x.shape[::-1], y.shape[::-1], strict=False)
+    if x.shape != y.shape and x.ndim <= y.ndim and all(m in (1, n) for m, n in sizes):
         return ": sum over the axes that were broadcast, and no others"
-    return ": is it summed over other axes than those that were broadcast?"
+    return ": reshape it, or transpose it" if dx.size == x.size else ""
 
 
 def check_nothing_mutated(op: Op[...], case: Case) -> None:
@@ -245,6 +253,7 @@ def check_no_aliases(op: Op[...], case: Case) -> None:
 
 def check_memory_order(op: Op[...], case: Case) -> None:
     """Transposed, reversed and strided inputs and upstream gradients give the same results."""
+    names = _names(op, case)
     for twin, tolerance in precisions(op, case):
         y, rules = run_on(op.reference, twin)
         expected = [y, *_apply_rules(op, op.__name__, rules, _dy_for(y), twin.inputs)]
@@ -254,7 +263,7 @@ def check_memory_order(op: Op[...], case: Case) -> None:
                 y, rules = run_on(function, twin, inputs)
                 found = [y, *_apply_rules(op, name, rules, order(_dy_for(y)), inputs)]
                 what = f"{name} with inputs in another memory order"
-                _same_results(op, what, expected, found, tolerance)
+                _same_results(names, what, expected, found, tolerance)
 
 
 def transposed(x: Any) -> Any:
@@ -317,6 +326,7 @@ def check_tape_freed(op: Op[...], case: Case) -> None:
 
 def check_same_tensor_twice(op: Op[...], case: Case) -> None:
     """f(x, x) has the sum of the gradients of f(x, y) at y = x."""
+    names = _names(op, case)
     floating = [i for i, x in enumerate(case.inputs) if is_floating(x)]
     for i, j in itertools.pairwise(floating):
         if case.inputs[i].shape != case.inputs[j].shape:
@@ -336,14 +346,21 @@ def check_same_tensor_twice(op: Op[...], case: Case) -> None:
         results = [expected], [found]
         if a.grad is not None and b.grad is not None and both.grad is not None:
             results = [expected, a.grad.data + b.grad.data], [found, both.grad.data]
-        _same_results(op, f"{op.__name__} of one tensor twice", *results, 1e-12)
+        both_names = [f"{names[i]} and {names[j]} together"]
+        _same_results(both_names, f"{op.__name__} of one tensor twice", *results, 1e-12)
 
 
 def _same_results(
-    op: Op[...], what: str, expected: Sequence[Any], found: Sequence[Any], tolerance: float
+    inputs: Sequence[str],
+    what: str,
+    expected: Sequence[Any],
+    found: Sequence[Any],
+    tolerance: float,
 ) -> None:
-    """Compare outputs and gradients; the tolerance is relative to the largest element, or to 1."""
-    inputs = input_names(op, len(expected) - 1)
+    """Compare outputs and the gradients by `inputs`.
+
+    The tolerance is relative to the largest element, or to 1.
+    """
     names = ["the output", *(f"the gradient by {name}" for name in inputs)]
     for name, a, b in zip(names, expected, found, strict=True):
         if a is None:
@@ -362,6 +379,7 @@ def check_calls_are_independent(op: Op[...], case: Case) -> None:
     Calls with other values, before a call and between it and its rules, change no result; neither
     does what happens to a gradient that a rule has handed over.
     """
+    names = _names(op, case)
     other = [np.flip(x).copy() if isinstance(x, np.ndarray) else x for x in case.inputs]
     other = [np.asarray(0.75 * x) if is_floating(x) else x for x in other]  # logarithms stay real
     for name, function in implementations(op, case):
@@ -372,12 +390,12 @@ def check_calls_are_independent(op: Op[...], case: Case) -> None:
         run_on(function, case, other)
         dy = _dy_for(y)
         found = [y, *_apply_rules(op, name, rules, dy, case.inputs)]
-        _same_results(op, f"{name} after another call", expected, found, 1e-12)
+        _same_results(names, f"{name} after another call", expected, found, 1e-12)
         for gradient in found[1:]:
             if gradient is not None and gradient is not dy and gradient.base is None:
                 gradient += 1  # a leaf's gradient may be changed in place
         found = [y, *_apply_rules(op, name, rules, dy, case.inputs)]
-        _same_results(op, f"{name}, its rules used twice", expected, found, 1e-12)
+        _same_results(names, f"{name}, its rules used twice", expected, found, 1e-12)
 
 
 def check_other_backend(op: Op[...], case: Case) -> None:
@@ -385,6 +403,7 @@ def check_other_backend(op: Op[...], case: Case) -> None:
     xp = backend.cupy_if_installed()
     if xp is None:
         return
+    names = _names(op, case)
     y, rules = run_on(op.reference, case)
     expected = [y, *_apply_rules(op, op.__name__, rules, _dy_for(y), case.inputs)]
     moved = Case(_moved(xp, case.inputs), {k: _moved(xp, v) for k, v in case.params.items()})
@@ -396,7 +415,7 @@ def check_other_backend(op: Op[...], case: Case) -> None:
             for rule, x in zip(rules, case.inputs, strict=True)
         ]
         results = [None if a is None else backend.move(a, "cpu") for a in (found, *applied)]
-        _same_results(op, f"{name} with {xp.__name__}", expected, results, 1e-10)
+        _same_results(names, f"{name} with {xp.__name__}", expected, results, 1e-10)
 
 
 def _moved(xp: ModuleType, value: Any) -> Any:

@@ -79,10 +79,20 @@ class single_threaded:  # noqa: N801, used like a function
                     blas.set_num_threads(blas.before)
 
 
+SMALL = 2**13  # multiply-adds: BLAS itself takes one thread for fewer
+
+
 def matmul(a: Any, b: Any, out: Any = None) -> Any:
     """np.matmul with BLAS at one thread, unless `use_blas_threads` allows more."""
-    # BLAS itself takes one thread for the smallest ones
-    if _blas_threads or a.size * b.shape[-1] < 2**17:
+    if _blas_threads or a.size * b.shape[-1] < SMALL:
         return np.matmul(a, b, out=out)
     with single_threaded():
         return np.matmul(a, b, out=out)
+
+
+def row_product(row: Any, matrix: Any) -> Any:
+    """(1, i) @ (i, o) likewise, by dot: it starts sooner than matmul."""
+    if _blas_threads or matrix.size < SMALL:
+        return row.dot(matrix)
+    with single_threaded():
+        return row.dot(matrix)

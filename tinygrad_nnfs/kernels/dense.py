@@ -87,13 +87,13 @@ def _is_one_row(x, weight, bias=None):
 @linear.on(np, when=_is_one_row)
 def linear_of_one_row(xp, x, weight, bias=None):
     check_linear(x, weight, bias)
-    y = x.dot(weight.T)  # dot starts sooner than matmul
+    y = blas.row_product(x, weight.T)
     if bias is not None:
         y += bias
     by_inputs = weight.flags.f_contiguous
 
     def dx(dy):
-        return dy.dot(weight)
+        return blas.row_product(dy, weight)
 
     def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
         gradient = memory.empty_like(weight)

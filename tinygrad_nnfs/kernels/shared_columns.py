@@ -149,8 +149,9 @@ def conv2d_shared_columns(
             products = threads.scratch("products", (ow, kw * kh * c, o), dtype)
             np.matmul(windows.transpose(0, 2, 1), _by_position(part), out=products)
             products.sum(axis=0, out=dweights[i])
-            rows = part.reshape(-1, o)
-            np.matmul(np.ones(len(rows), dtype), rows, out=dbiases[i])  # faster than a sum
+            if bias is not None:
+                rows = part.reshape(-1, o)
+                np.matmul(np.ones(len(rows), dtype), rows, out=dbiases[i])  # faster than a sum
 
         threads.run(backward, range(len(pieces)))
         dweight = dweights.sum(axis=0).reshape(kw, kh, c, o).transpose(3, 2, 1, 0)
