@@ -132,6 +132,30 @@ def test_blas_gets_its_threads_back():
     assert library.get_num_threads() == before
 
 
+def test_one_row_does_not_depend_on_the_threads_of_blas():
+    library = blas.openblas()
+    if library is None:
+        pytest.skip("numpy's BLAS is not OpenBLAS")
+    before = library.get_num_threads()
+    random = np.random.default_rng(0)
+    x, weight = (random.standard_normal(s).astype(np.float32) for s in ((1, 1000), (1000, 1000)))
+    leaf = Tensor(x, requires_grad=True)
+    results = []
+    try:
+        for count in (1, 2, 3):
+            library.set_num_threads(count)
+            leaf.grad = None
+            with profile() as p:
+                y = ops.linear(leaf, weight)
+            assert variants_of(p) == {"linear_of_one_row"}
+            y.backward(x)
+            results.append((y.numpy(), leaf.grad.numpy()))
+    finally:
+        library.set_num_threads(before)
+    for found in results[1:]:
+        np.testing.assert_array_equal(found, results[0])
+
+
 def test_several_threads_of_the_user_at_once():
     """Each with its own network; BLAS's setting is shared, and right again at the end."""
     library = blas.openblas()
