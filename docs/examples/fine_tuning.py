@@ -18,7 +18,7 @@ images, labels = data.scale(digits.train_images[few]), digits.train_labels[few]
 test_images = data.scale(digits.test_images)
 
 
-def learn(head, features, epochs=30):
+def learn(head, features, epochs=60):
     """Train `head` on the few images' features, 10 at a time."""
     order = np.random.default_rng(0)
     optimizer = optim.Adam(head.parameters(), lr=0.001)

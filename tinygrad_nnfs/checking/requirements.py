@@ -342,12 +342,13 @@ def check_same_tensor_twice(op: Op[...], case: Case) -> None:
 
         x = case.inputs[i]
         a, b, both = (Tensor(x.copy(), requires_grad=True) for _ in range(3))
-        expected, found = backward(a, b), backward(both, both)
-        results = [expected], [found]
+        expected, found = [backward(a, b)], [backward(both, both)]
+        compared = []
         if a.grad is not None and b.grad is not None and both.grad is not None:
-            results = [expected, a.grad.data + b.grad.data], [found, both.grad.data]
-        both_names = [f"{names[i]} and {names[j]} together"]
-        _same_results(both_names, f"{op.__name__} of one tensor twice", *results, 1e-12)
+            compared = [f"{names[i]} and {names[j]} together"]
+            expected.append(a.grad.data + b.grad.data)
+            found.append(both.grad.data)
+        _same_results(compared, f"{op.__name__} of one tensor twice", expected, found, 1e-12)
 
 
 def _same_results(
