@@ -144,8 +144,14 @@ def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_signals_save_and_exit_with_the_conventional_code(tmp_path, number):
-    command = [*NNFS, "train", "--epochs", "1000", "--runs", str(tmp_path)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [*NNFS, "train", "--epochs", "1000", "--runs", str(tmp_path)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # what a shell starts in the background ignores Ctrl-C, and so would its children
+        preexec_fn=lambda: signal.signal(number, signal.SIG_DFL),
+    )
     assert process.stdout.readline()
     while not list(tmp_path.glob("*/metrics.jsonl")):
         time.sleep(0.01)
