@@ -29,6 +29,41 @@ def linear_single_threaded(xp, x, weight, bias=None):
     return linear.reference(_numpy, x, weight, bias)
 
 
+def _is_one_row(x, weight, bias=None):
+    return (
+        _is_array(x, weight)
+        and weight.ndim == 2
+        and 0 < x.size == weight.shape[1]
+        and x.shape[-1:] == weight.shape[1:]
+    )
+
+
+@linear.on(np, when=_is_one_row)
+def linear_of_one_row(xp, x, weight, bias=None):
+    check_linear(x, weight, bias)
+    y = blas.row_product(x, weight.T)
+    if bias is not None:
+        y += bias
+    by_inputs = weight.flags.f_contiguous
+
+    def dx(dy):
+        return blas.row_product(dy, weight)
+
+    def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
+        gradient = memory.empty_like(weight)
+        row, column = x.reshape(-1), dy.reshape(-1)
+        if by_inputs:  # column by column in memory
+            loops.best().outer(row, column, gradient.T)
+        else:
+            loops.best().outer(column, row, gradient)
+        return gradient
+
+    def dbias(dy):
+        return dy.reshape(-1)
+
+    return y, dx, dweight, None if bias is None else dbias
+
+
 def _is_large(x, weight, bias=None):
     rows = math.prod(x.shape[:-1])
     return x.ndim and weight.ndim == 2 and threads.is_large(rows * weight.size // 64)
@@ -73,38 +108,3 @@ def linear_in_pieces(xp, x, weight, bias=None):
         return dy.reshape(-1, out).sum(axis=0)
 
     return y.reshape(*shape[:-1], out), dx, dweight, None if bias is None else dbias
-
-
-def _is_one_row(x, weight, bias=None):
-    return (
-        _is_array(x, weight)
-        and weight.ndim == 2
-        and 0 < x.size == weight.shape[1]
-        and x.shape[-1:] == weight.shape[1:]
-    )
-
-
-@linear.on(np, when=_is_one_row)
-def linear_of_one_row(xp, x, weight, bias=None):
-    check_linear(x, weight, bias)
-    y = blas.row_product(x, weight.T)
-    if bias is not None:
-        y += bias
-    by_inputs = weight.flags.f_contiguous
-
-    def dx(dy):
-        return blas.row_product(dy, weight)
-
-    def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
-        gradient = memory.empty_like(weight)
-        row, column = x.reshape(-1), dy.reshape(-1)
-        if by_inputs:  # column by column in memory
-            loops.best().outer(row, column, gradient.T)
-        else:
-            loops.best().outer(column, row, gradient)
-        return gradient
-
-    def dbias(dy):
-        return dy.reshape(-1)
-
-    return y, dx, dweight, None if bias is None else dbias

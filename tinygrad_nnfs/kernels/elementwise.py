@@ -83,12 +83,12 @@ def dropout_in_pieces(xp, x, *, p, key):
 
     def drop(piece):
         parts = [array[piece] for array in flat]
-        loops.best().dropout(*parts, *key, piece.start or 0, least, scale)
+        loops.best().dropout(*parts, *key, piece.start, least, scale)
 
     if threads.is_large(x.size):
         threads.run(drop, threads.pieces(x.size, SIZE))
     else:
-        drop(slice(x.size))
+        drop(slice(0, x.size))
 
     def dx(dy):
         gradient = memory.empty_like(keep, dy.dtype)
