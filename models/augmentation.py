@@ -7,18 +7,28 @@ mirrored 3 is no 3).
 import numpy as np
 
 
+def draw_shift(n: int, pixels: int, random: np.random.Generator) -> np.ndarray:
+    """How far down and to the right each of n images looks: -pixels..pixels, int64 (2, n)."""
+    return random.integers(0, 2 * pixels + 1, (2, n)) - pixels
+
+
 def shift(images: np.ndarray, pixels: int, random: np.random.Generator) -> np.ndarray:
     """Each image moved by -pixels..pixels in each direction; background comes in."""
     n, h, w = images.shape
     padded = np.pad(images, ((0, 0), (pixels, pixels), (pixels, pixels)))
     windows = np.lib.stride_tricks.sliding_window_view(padded, (h, w), axis=(1, 2))
-    rows, columns = random.integers(0, 2 * pixels + 1, (2, n))
+    rows, columns = draw_shift(n, pixels, random) + pixels
     return windows[np.arange(n), rows, columns]
+
+
+def draw_mirror(n: int, random: np.random.Generator) -> np.ndarray:
+    """Which of n images are mirrored: bool (n)."""
+    return random.random(n) < 0.5
 
 
 def mirror(images: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Each image with its left and right exchanged, or not."""
-    mirrored = random.random(len(images)) < 0.5
+    mirrored = draw_mirror(len(images), random)
     return np.where(mirrored[:, None, None], images[:, :, ::-1], images)
 
 

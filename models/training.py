@@ -127,7 +127,7 @@ class Training:
         self.at = Counters()
 
     def steps(self) -> Iterator[Progress]:
-        """Go on until training is finished; yields after every step.
+        """Go on until training is finished; yields after every step (on a GPU not as often).
 
         Each epoch sees every image once; its last batch is smaller where the batch size does not
         divide. Raises TrainingError when the loss is not finite, before the weights learn from it.
@@ -136,16 +136,21 @@ class Training:
         steps_of_epoch = -(-count // size)
         while at.epoch < self.recipe.epochs and not at.stopped:
             order = self.random(ORDER, at.epoch).permutation(count)
-            self.begin_epoch()
+            self.begin_epoch(order)
             self.network.train()
             for start in range(at.samples, count, size):
                 self.optimizer.lr = self.recipe.learning_rate(at.step / steps_of_epoch)
                 self.learn(order[start : start + size])
-                yield self.account()
+                if self.is_due():
+                    yield self.account()
                 if at.stopped:
                     return
 
-    def begin_epoch(self) -> None:
+    def is_due(self) -> bool:
+        """Whether the last step is to be accounted for."""
+        return True
+
+    def begin_epoch(self, order: np.ndarray) -> None:
         """Switch dropout on or off, and choose what is shown and what a teacher says of it."""
         recipe, epoch = self.recipe, self.at.epoch
         for layer, p in self.dropouts:

@@ -410,7 +410,7 @@ def test_cuda_without_cupy_says_what_to_install(monkeypatch):
     from tinygrad_nnfs import backend
 
     monkeypatch.setitem(sys.modules, "cupy", None)
-    backend._cupy.cache_clear()
+    backend.load_cupy.cache_clear()
     with pytest.raises(RuntimeError, match=r"device 'cuda' needs cupy .* pip install"):
         Tensor([1.0]).to("cuda")
 

@@ -5,9 +5,11 @@ from tinygrad_nnfs import kernels as kernels
 from tinygrad_nnfs.backend import get_rng_state, manual_seed, set_rng_state
 from tinygrad_nnfs.debug import AnomalyError, detect_anomaly
 from tinygrad_nnfs.kernels.blas import use_blas_threads
+from tinygrad_nnfs.kernels.cublas import gpu_precision
 from tinygrad_nnfs.kernels.threads import num_threads, set_num_threads
 from tinygrad_nnfs.profiling import profile
 from tinygrad_nnfs.registry import OPS, Float, Index, Number, op, reference_kernels
+from tinygrad_nnfs.replay import capture
 from tinygrad_nnfs.tensor import Parameter, Tensor, no_grad
 
 __all__ = [
@@ -18,9 +20,11 @@ __all__ = [
     "Number",
     "Parameter",
     "Tensor",
+    "capture",
     "data",
     "detect_anomaly",
     "get_rng_state",
+    "gpu_precision",
     "manual_seed",
     "nn",
     "no_grad",

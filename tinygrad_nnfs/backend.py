@@ -4,10 +4,12 @@ A backend is a namespace that speaks numpy: an op receives it as `xp` and writes
 There is no global device. An op runs where its arrays are.
 """
 
+import ctypes
 import functools
 import importlib
 import itertools
 import math
+import sys
 import threading
 from collections.abc import Mapping
 from types import ModuleType
@@ -25,7 +27,7 @@ _NUMPY = (np.ndarray, np.generic)
 
 def of(array: Array) -> ModuleType:
     """The namespace that `array` belongs to."""
-    return np if isinstance(array, _NUMPY) else _cupy()
+    return np if isinstance(array, _NUMPY) else cupy
 
 
 def device_of(array: Array) -> str:
@@ -39,36 +41,132 @@ def is_array(value: object) -> bool:
 
 
 def move(array: Array, device: str) -> Array:
-    """`array` on `device`: itself where it is there already, else a copy."""
+    """`array` on `device`: itself where it is there already, else a copy.
+
+    A copy from the GPU waits for it, and raises what `report_later` was told meanwhile.
+    """
     if device not in DEVICES:
         raise ValueError(f"device {device!r} is not known: use one of {', '.join(DEVICES)}")
     if device_of(array) == device:
         return array
-    return _cupy().asnumpy(array) if device == "cpu" else _cupy().asarray(array)
+    if device == "cuda":
+        return cupy.asarray(array)
+    found = cupy.asnumpy(array)
+    _reports.raise_first()
+    return found
+
+
+# -- cupy ------------------------------------------------------------------------------------------
+
+
+class _Cupy(ModuleType):
+    """cupy as a namespace that is there before cupy is: whoever asks for a name loads it.
+
+    What is set on it stands before cupy's own.
+    """
+
+    matmul: Any  # set by kernels.cublas
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):  # what Python itself asks of a module
+            raise AttributeError(name)
+        return getattr(load_cupy(), name)
+
+
+cupy = _Cupy("cupy")
 
 
 @functools.cache
-def _cupy() -> ModuleType:
+def load_cupy() -> ModuleType:
+    """cupy itself, on a machine where it can be used. Raises RuntimeError, in one line."""
     try:
-        cupy = importlib.import_module("cupy")
-        found = cupy.cuda.runtime.getDeviceCount()
+        module = importlib.import_module("cupy")
     except ImportError as error:
         raise RuntimeError(
-            f"device 'cuda' needs cupy ({error}): pip install 'tinygrad_nnfs[gpu]'"
+            f"device 'cuda' needs cupy ({_one_line(error)}): pip install 'tinygrad_nnfs[gpu]'"
         ) from None
-    except Exception as error:  # cupy's own error types cannot be named without a working cupy
-        raise RuntimeError(f"device 'cuda' cannot be used: {error}") from None
+    try:
+        found = module.cuda.runtime.getDeviceCount()
+    except Exception as error:  # cupy's own error types cannot be named without cupy
+        raise RuntimeError(f"device 'cuda' cannot be used: {_what_to_do(error, module)}") from None
     if not found:
-        raise RuntimeError("device 'cuda' cannot be used: cupy found no CUDA device")
-    return cupy
+        raise RuntimeError("device 'cuda' cannot be used: this machine has no NVIDIA GPU")
+    return module
+
+
+def _what_to_do(error: Exception, module: ModuleType) -> str:
+    """Why CUDA does not answer, and what helps."""
+    built_for = module.cuda.runtime.runtimeGetVersion() // 1000
+    try:
+        driver = ctypes.CDLL("libcuda.so.1" if sys.platform != "win32" else "nvcuda.dll")
+    except OSError:
+        return "there is no NVIDIA driver (libcuda): install one, or use device 'cpu'"
+    version = ctypes.c_int()
+    driver.cuDriverGetVersion(ctypes.byref(version))
+    if 0 < version.value // 1000 < built_for:
+        known = version.value // 1000
+        return (
+            f"the NVIDIA driver knows CUDA {known}, cupy was built for CUDA {built_for}: update "
+            f"the driver, or pip install cupy-cuda{known}x in place of cupy-cuda{built_for}x"
+        )
+    return _one_line(error)
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())
 
 
 def cupy_if_installed() -> ModuleType | None:
-    """cupy, if it is installed and finds a GPU."""
+    """The namespace of cupy, if it is installed and finds a GPU."""
     try:
-        return _cupy()
+        load_cupy()
     except RuntimeError:
         return None
+    return cupy
+
+
+class _Reports:
+    """What ops find wrong with values on a GPU, where to look means to wait for it.
+
+    Each message has a flag on the GPU, which is read when somebody reads a result.
+    """
+
+    size = 64
+
+    def __init__(self) -> None:
+        self.places: dict[str, int] = {}
+        self.flags: Array | None = None
+
+    def flag(self, message: str) -> Array:
+        if self.flags is None:
+            self.flags = cupy.zeros(self.size, "int32")
+        place = self.places.setdefault(message, min(len(self.places), self.size - 1))
+        return self.flags[place : place + 1]
+
+    def raise_first(self) -> None:
+        if self.flags is None:
+            return
+        raised = cupy.asnumpy(self.flags)
+        if raised.any():
+            self.flags.fill(0)
+            raise ValueError(next(m for m, place in self.places.items() if raised[place]))
+
+
+_reports = _Reports()
+
+
+def report_flag(message: str) -> Array:
+    """An int32 on the GPU: set to 1, it raises ValueError(message) when a result is next read.
+
+    Kernels set it; what is wrong with a value is then known without waiting for the GPU.
+    """
+    return _reports.flag(message)
+
+
+def report_later(message: str, wrong: Array) -> None:
+    """If `wrong`, a bool on the GPU, is true: raise ValueError(message) at the next read."""
+    flag = report_flag(message)
+    flag |= wrong
 
 
 class _Random:

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinygrad_nnfs import backend, ops
 from tinygrad_nnfs.ops.convolution import check_precision, pair
+from tinygrad_nnfs.replay import live
 from tinygrad_nnfs.tensor import Parameter, Tensor, recording, unwrap
 
 
@@ -391,7 +392,7 @@ class Dropout(Module):
     def forward(self, x: Any) -> Tensor:
         if not self.training or self.p == 0:
             return x  # type: ignore[no-any-return]
-        return ops.dropout(x, p=self.p, key=backend.random_key())
+        return ops.dropout(x, p=self.p, key=live(backend.random_key))
 
     def describe(self) -> str:
         return str(self.p)

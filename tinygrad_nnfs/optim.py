@@ -6,6 +6,7 @@ is left alone. Hyper-parameters live in `groups`, so that layers can differ:
     SGD([{"params": weights, "weight_decay": 1e-4}, {"params": biases}], lr=0.01, momentum=0.9)
 """
 
+import functools
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -16,6 +17,7 @@ import numpy as np
 
 from tinygrad_nnfs import backend, kernels
 from tinygrad_nnfs.backend import Array
+from tinygrad_nnfs.replay import live, live_number
 from tinygrad_nnfs.tensor import Parameter, Tensor
 
 
@@ -101,6 +103,7 @@ class Optimizer:
     def step(self) -> None:
         """Update every parameter that has a gradient. Raises if none has one."""
         none_has_one = True
+        on_gpu: list[Update] = []
         for group in self.groups:
             for parameter in group["params"]:
                 grad = parameter.grad
@@ -108,7 +111,12 @@ class Optimizer:
                     none_has_one = False
                     if parameter not in self.state:
                         self.state[parameter] = {}
-                    self.update(parameter.data, grad.data, self.state[parameter], group)
+                    if type(parameter.data) is np.ndarray:
+                        self.update(parameter.data, grad.data, self.state[parameter], group)
+                    else:
+                        on_gpu.append((parameter.data, grad.data, self.state[parameter], group))
+        if on_gpu:
+            self.update_on_gpu(on_gpu)
         if none_has_one:
             raise RuntimeError(
                 f"{self._name}.step: no parameter has a gradient: call backward() first, and "
@@ -163,6 +171,19 @@ class Optimizer:
     ) -> None:
         """Change `data` in place. `state` is the parameter's own, empty at first."""
         raise TypeError(f"{type(self).__name__} has no update method: write one")
+
+    def update_on_gpu(self, updates: "list[Update]") -> None:
+        """Update all parameters that are on a GPU: `update` for each, or kernels for all at once.
+
+        While a step is captured the learning rate that `update` finds is an array on the GPU.
+        """
+        for data, grad, state, group in updates:
+            lr = live_number(group["lr"], functools.partial(group.__getitem__, "lr"), data.dtype)
+            self.update(data, grad, state, {**group, "lr": lr})
+
+
+# what `update` is called with: data, gradient, state, group
+Update = tuple[Array, Array, dict[str, Any], dict[str, Any]]
 
 
 def _buffer(state: dict[str, Any], name: str, like: Array) -> Array:
@@ -224,6 +245,21 @@ class SGD(Optimizer):
             step = step + momentum * velocity if group["nesterov"] else velocity
         data -= step
 
+    def update_on_gpu(self, updates: list[Update]) -> None:
+        if not all(kernels.cuda.takes_update(data, grad) for data, grad, *_ in updates):
+            super().update_on_gpu(updates)
+            return
+        tensors = [
+            {
+                "theta": data,
+                "gradient": grad,
+                "velocity": _buffer(state, "velocity", data) if group["momentum"] else None,
+                **{name: group[name] for name in ("weight_decay", "momentum", "nesterov")},
+            }
+            for data, grad, state, group in updates
+        ]
+        kernels.cuda.momentum_step(tensors, live(lambda: [group["lr"] for *_, group in updates]))
+
 
 class Adam(Optimizer):
     """Adam (Kingma and Ba, 2015, algorithm 1), with L2 regularisation added to the gradient.
@@ -261,14 +297,47 @@ class Adam(Optimizer):
         xp = backend.of(data)
         b1, b2 = group["betas"]
         mean, square = _buffer(state, "mean", data), _buffer(state, "square", data)
-        t = state["t"] = state.get("t", 0) + 1
+        corrections = live(lambda: _corrections(state, group))
+        if backend.is_array(corrections):
+            corrections = corrections.astype(data.dtype)
         mean *= b1
         mean += (1 - b1) * grad
         square *= b2
         square += (1 - b2) * grad**2
-        deviation = xp.sqrt(square / (1 - b2**t))
+        deviation = xp.sqrt(square / corrections[1])
         deviation += group["eps"]
-        data -= group["lr"] / (1 - b1**t) * mean / deviation
+        data -= group["lr"] / corrections[0] * mean / deviation
+
+    def update_on_gpu(self, updates: list[Update]) -> None:
+        if not all(kernels.cuda.takes_update(data, grad) for data, grad, *_ in updates):
+            super().update_on_gpu(updates)
+            return
+        tensors = [
+            {
+                "theta": data,
+                "gradient": grad,
+                "mean": _buffer(state, "mean", data),
+                "square": _buffer(state, "square", data),
+                "beta1": group["betas"][0],
+                "beta2": group["betas"][1],
+                "eps": group["eps"],
+                "weight_decay": group["weight_decay"],
+                "decoupled": isinstance(self, AdamW),
+            }
+            for data, grad, state, group in updates
+        ]
+
+        def numbers() -> list[float]:
+            each = [(group["lr"], *_corrections(state, group)) for _, _, state, group in updates]
+            return [number for some in each for number in some]
+
+        kernels.cuda.adam_step(tensors, live(numbers))
+
+
+def _corrections(state: dict[str, Any], group: dict[str, Any]) -> list[float]:
+    """1 - beta^t for both betas, at the next t: moments that began as 0 are too small by that."""
+    t = state["t"] = state.get("t", 0) + 1
+    return [1 - beta**t for beta in group["betas"]]
 
 
 class AdamW(Adam):

@@ -224,7 +224,7 @@ class Tensor:
         """The value of a tensor of one element as a Python number."""
         if self.data.size != 1:
             raise ValueError(f"item() needs a tensor of one element, found shape {self.shape}")
-        return cast(float | int | bool, self.data.item())
+        return cast(float | int | bool, self.numpy().item())
 
     def __float__(self) -> float:
         return float(self.item())
@@ -241,7 +241,7 @@ class Tensor:
                 f"the truth of a tensor of shape {self.shape} is ambiguous: compare its numpy() "
                 "with .any() or .all()"
             )
-        return bool(self.data.item())
+        return bool(self.item())
 
     def __len__(self) -> int:
         if not self.data.shape:

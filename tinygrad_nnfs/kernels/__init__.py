@@ -11,6 +11,8 @@ from tinygrad_nnfs.kernels import direct as direct
 from tinygrad_nnfs.kernels import winograd as winograd
 
 # isort: on
+from tinygrad_nnfs.kernels import cublas as cublas
+from tinygrad_nnfs.kernels import cuda as cuda
 from tinygrad_nnfs.kernels import dense as dense
 from tinygrad_nnfs.kernels import descent as descent
 from tinygrad_nnfs.kernels import elementwise as elementwise

@@ -6,6 +6,7 @@ only one factor has are summed over.
 
 import math
 
+from tinygrad_nnfs import backend
 from tinygrad_nnfs.registry import Float, Index, Number, op, unbroadcast
 
 
@@ -113,11 +114,12 @@ def embedding(xp, indices: Index, weight: Float):
         raise TypeError(f"indices must be integers, found {indices.dtype}")
     if weight.ndim != 2:
         raise ValueError("weight must be (k, d), a row for each index")
-    if indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(weight):
-        raise IndexError(
-            f"indices must be in 0..{len(weight) - 1}, found "
-            f"{int(indices.min())}..{int(indices.max())}"
-        )
+    expected = f"indices must be in 0..{len(weight) - 1}"
+    if backend.device_of(indices) == "cuda":
+        wrong = (indices < 0) | (indices >= len(weight))
+        backend.report_later(f"embedding: {expected}", wrong.any())
+    elif indices.size and not 0 <= int(indices.min()) <= int(indices.max()) < len(weight):
+        raise IndexError(f"{expected}, found {int(indices.min())}..{int(indices.max())}")
     shape, dtype = weight.shape, weight.dtype
 
     def dweight(dy):

@@ -3,6 +3,7 @@
 In the formulas spread(dy) is the share of dy that each single loss gets: dy, for "mean" dy / n.
 """
 
+from tinygrad_nnfs import backend
 from tinygrad_nnfs.registry import Float, Index, op
 
 
@@ -36,7 +37,14 @@ def check_labels(logits, labels, label_smoothing):
         raise ValueError(f"label_smoothing must be in [0, 1), found {label_smoothing}")
 
 
+def labels_out_of_range(k):
+    return f"softmax_cross_entropy: labels must be in 0..{k - 1}"
+
+
 def check_range(labels, k):
+    if backend.device_of(labels) == "cuda":
+        backend.report_later(labels_out_of_range(k), ((labels < 0) | (labels >= k)).any())
+        return
     lowest, highest = int(labels.min()), int(labels.max())
     if lowest < 0 or highest >= k:
         raise ValueError(f"labels must be in 0..{k - 1}, found {lowest}..{highest}")

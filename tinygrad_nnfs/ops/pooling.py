@@ -6,12 +6,18 @@ from tinygrad_nnfs.ops.convolution import crop, output_size, pad_image, pair, wi
 from tinygrad_nnfs.registry import Float, op
 
 
-def _windows(x, kernel_size, stride, padding):
-    """Kernel, padding, the elements under each place of the kernel, and do windows overlap."""
+def pooling_geometry(kernel_size, stride, padding):
+    """Kernel, stride and padding as pairs, checked."""
     kernel, padding = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
     stride = kernel if stride is None else pair("stride", stride, 1)
     if any(2 * p > k for p, k in zip(padding, kernel, strict=True)):
         raise ValueError(f"padding {padding} is more than half of the kernel {kernel}")
+    return kernel, stride, padding
+
+
+def _windows(x, kernel_size, stride, padding):
+    """Kernel, padding, the elements under each place of the kernel, and do windows overlap."""
+    kernel, stride, padding = pooling_geometry(kernel_size, stride, padding)
     size = output_size(x.shape, kernel, stride, padding, (1, 1))
     places = [window_slices(i, j, size, stride) for i, j in itertools.product(*map(range, kernel))]
     overlap = any(s < k for s, k in zip(stride, kernel, strict=True))
