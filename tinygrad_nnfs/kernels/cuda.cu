@@ -10,14 +10,15 @@ typedef REAL real;
 const int THREADS = 256;  // in a block of the kernels that are launched as one block
 const int TENSORS = 32;   // that one launch of an optimiser updates: parameters end at 4 KB
 
-// 16 bytes, the most that one instruction moves.
-struct alignas(16) Pack {
-    real element[16 / sizeof(real)];
+// Neighbouring numbers, which one instruction moves: at most 16 bytes.
+template <typename T, int N>
+struct alignas(N * sizeof(T)) Pack {
+    T element[N];
 };
 const int PACK = 16 / sizeof(real);
 
 __device__ bool is_aligned(const void* memory) {
-    return (unsigned long long)memory % sizeof(Pack) == 0;
+    return (unsigned long long)memory % 16 == 0;
 }
 
 // The first element of this thread, and how far it is to its next one.
@@ -57,44 +58,57 @@ struct Window {
     int stride_y, stride_x, padding_y, padding_x, dilation_y, dilation_x;
 };
 
-template <typename Word>
-__device__ void copy_windows(const Word* x, Word* columns, Window w, long long n) {
+// The kernels of windows take N channels at a time: PACK where the channels are whole packs and
+// memory is aligned, else 1. The divisions that find out where an element is take longer than
+// anything that is done with it, so single channels cost about PACK times as much.
+
+// index = ((image * height + row) * width + column) * channels + channel
+struct Place {
+    long long image;
+    int row, column, channel;
+};
+__device__ Place place_of(long long index, int height, int width, int channels) {
+    Place place;
+    place.channel = index % channels;
+    index /= channels;
+    place.column = index % width;
+    index /= width;
+    place.row = index % height;
+    place.image = index / height;
+    return place;
+}
+
+template <int N>
+__device__ void copy_windows(
+    const Pack<real, N>* x, Pack<real, N>* columns, Window w, long long n
+) {
+    const int packs = w.channels / N;
     const long long size =
-        n * w.out_height * w.out_width * w.kernel_height * w.kernel_width * w.channels;
+        n * w.out_height * w.out_width * w.kernel_height * w.kernel_width * packs;
     for (long long index = first_index(); index < size; index += index_step()) {
-        long long rest = index / w.channels;
-        const int channel = index % w.channels;
-        const int v = rest % w.kernel_width;
-        rest /= w.kernel_width;
-        const int u = rest % w.kernel_height;
-        rest /= w.kernel_height;
-        const int j = rest % w.out_width;
-        rest /= w.out_width;
-        const int i = rest % w.out_height;
-        const long long image = rest / w.out_height;
-        const int p = i * w.stride_y - w.padding_y + u * w.dilation_y;
-        const int q = j * w.stride_x - w.padding_x + v * w.dilation_x;
-        Word word = {};
+        // first the place in the window, with the window's number for the image's; then that one's
+        const Place offset = place_of(index, w.kernel_height, w.kernel_width, packs);
+        const Place out = place_of(offset.image, w.out_height, w.out_width, 1);
+        const int p = out.row * w.stride_y - w.padding_y + offset.row * w.dilation_y;
+        const int q = out.column * w.stride_x - w.padding_x + offset.column * w.dilation_x;
+        Pack<real, N> copied = {};
         if (0 <= p && p < w.height && 0 <= q && q < w.width) {
-            word = x[((image * w.height + p) * w.width + q) * w.channels + channel];
+            copied = x[((out.image * w.height + p) * w.width + q) * packs + offset.channel];
         }
-        columns[index] = word;
+        columns[index] = copied;
     }
 }
 
 // The window under each output position: (n, h, w, c) -> (n oh ow, kh kw c).
 extern "C" __global__ void im2col(const real* x, real* columns, Window w, long long n) {
-    // The divisions that find an element's place take longer than the copy of four bytes, so that
-    // single elements cost about four times what packs do. Packs need whole packs of channels.
     if (w.channels % PACK == 0 && is_aligned(x) && is_aligned(columns)) {
-        w.channels /= PACK;
-        copy_windows((const Pack*)x, (Pack*)columns, w, n);
+        copy_windows((const Pack<real, PACK>*)x, (Pack<real, PACK>*)columns, w, n);
     } else {
-        copy_windows(x, columns, w, n);
+        copy_windows((const Pack<real, 1>*)x, (Pack<real, 1>*)columns, w, n);
     }
 }
 
-// The output position whose window has image position `position` + offset at `offset`, or -1.
+// i where i * stride == position, for 0 <= i < size; else -1.
 __device__ int window_at(int position, int stride, int size) {
     if (position < 0) return -1;
     // a division costs as much as twenty additions, and most convolutions have stride 1
@@ -102,60 +116,68 @@ __device__ int window_at(int position, int stride, int size) {
     return i < size && i * stride == position ? i : -1;
 }
 
-// The transpose of im2col: each element of x is the sum of its copies in the columns.
-extern "C" __global__ void col2im(const real* columns, real* x, Window w, long long n) {
-    const long long size = n * w.height * w.width * w.channels;
+template <int N>
+__device__ void add_windows(
+    const Pack<real, N>* columns, Pack<real, N>* x, Window w, long long n
+) {
+    const int packs = w.channels / N;
+    const long long size = n * w.height * w.width * packs;
     for (long long index = first_index(); index < size; index += index_step()) {
-        long long rest = index / w.channels;
-        const int channel = index % w.channels;
-        const int q = rest % w.width;
-        rest /= w.width;
-        const int p = rest % w.height;
-        const long long image = rest / w.height;
-        real sum = 0;
+        const Place at = place_of(index, w.height, w.width, packs);
+        Pack<real, N> sum = {};
         for (int u = 0; u < w.kernel_height; ++u) {
-            const int i = window_at(p + w.padding_y - u * w.dilation_y, w.stride_y, w.out_height);
+            const int p = at.row + w.padding_y - u * w.dilation_y;
+            const int i = window_at(p, w.stride_y, w.out_height);
             if (i < 0) continue;
             for (int v = 0; v < w.kernel_width; ++v) {
-                const int j =
-                    window_at(q + w.padding_x - v * w.dilation_x, w.stride_x, w.out_width);
+                const int q = at.column + w.padding_x - v * w.dilation_x;
+                const int j = window_at(q, w.stride_x, w.out_width);
                 if (j < 0) continue;
-                const long long row = (image * w.out_height + i) * w.out_width + j;
-                const long long place = (row * w.kernel_height + u) * w.kernel_width + v;
-                sum += columns[place * w.channels + channel];
+                const long long row = (at.image * w.out_height + i) * w.out_width + j;
+                const long long offset = (row * w.kernel_height + u) * w.kernel_width + v;
+                const Pack<real, N> copied = columns[offset * packs + at.channel];
+                for (int e = 0; e < N; ++e) sum.element[e] += copied.element[e];
             }
         }
         x[index] = sum;
     }
 }
 
-// y = the largest of each window, winner = its place u kw + v: the first of equals, 0 for a NaN.
-extern "C" __global__ void max_pool(
-    const real* x, real* y, unsigned char* winner, Window w, long long n
+// The transpose of im2col: each element of x is the sum of its copies in the columns.
+extern "C" __global__ void col2im(const real* columns, real* x, Window w, long long n) {
+    if (w.channels % PACK == 0 && is_aligned(x) && is_aligned(columns)) {
+        add_windows((const Pack<real, PACK>*)columns, (Pack<real, PACK>*)x, w, n);
+    } else {
+        add_windows((const Pack<real, 1>*)columns, (Pack<real, 1>*)x, w, n);
+    }
+}
+
+template <int N>
+__device__ void find_largest(
+    const Pack<real, N>* x, Pack<real, N>* y, Pack<unsigned char, N>* winner, Window w, long long n
 ) {
     const real lowest = log((real)0);  // -inf, which has no name here without a header
-    const long long size = n * w.out_height * w.out_width * w.channels;
+    const int packs = w.channels / N;
+    const long long size = n * w.out_height * w.out_width * packs;
     for (long long index = first_index(); index < size; index += index_step()) {
-        long long rest = index / w.channels;
-        const int channel = index % w.channels;
-        const int j = rest % w.out_width;
-        rest /= w.out_width;
-        const int i = rest % w.out_height;
-        const long long image = rest / w.out_height;
-        real largest = lowest;  // as the padding is: place 0 wins where all are -inf
-        int first = 0;
+        const Place out = place_of(index, w.out_height, w.out_width, packs);
+        Pack<real, N> largest;
+        Pack<unsigned char, N> first = {};
+        for (int e = 0; e < N; ++e) largest.element[e] = lowest;  // place 0 wins among -inf alone
         for (int u = 0; u < w.kernel_height; ++u) {
+            const int p = out.row * w.stride_y - w.padding_y + u;
+            if (p < 0 || p >= w.height) continue;
             for (int v = 0; v < w.kernel_width; ++v) {
-                const int p = i * w.stride_y - w.padding_y + u;
-                const int q = j * w.stride_x - w.padding_x + v;
-                if (p < 0 || p >= w.height || q < 0 || q >= w.width) continue;
-                const real value = x[((image * w.height + p) * w.width + q) * w.channels + channel];
-                if (isnan(value)) {
-                    largest = value;  // nothing is greater than a NaN, so that it stays
-                    first = 0;
-                } else if (value > largest) {
-                    largest = value;
-                    first = u * w.kernel_width + v;
+                const int q = out.column * w.stride_x - w.padding_x + v;
+                if (q < 0 || q >= w.width) continue;
+                const long long pixel = (out.image * w.height + p) * w.width + q;
+                const Pack<real, N> values = x[pixel * packs + out.channel];
+                for (int e = 0; e < N; ++e) {
+                    const real value = values.element[e];
+                    if (value > largest.element[e] || isnan(value)) {
+                        largest.element[e] = value;  // a NaN stays: nothing is greater
+                        first.element[e] = isnan(value) ? 0 : u * w.kernel_width + v;
+                    }
                 }
             }
         }
@@ -164,31 +186,65 @@ extern "C" __global__ void max_pool(
     }
 }
 
+// y = the largest of each window, winner = its place u kw + v: the first of equals, 0 for a NaN.
+extern "C" __global__ void max_pool(
+    const real* x, real* y, unsigned char* winner, Window w, long long n
+) {
+    if (w.channels % PACK == 0 && is_aligned(x) && is_aligned(y) && is_aligned(winner)) {
+        find_largest(
+            (const Pack<real, PACK>*)x, (Pack<real, PACK>*)y, (Pack<unsigned char, PACK>*)winner,
+            w, n
+        );
+    } else {
+        find_largest(
+            (const Pack<real, 1>*)x, (Pack<real, 1>*)y, (Pack<unsigned char, 1>*)winner, w, n
+        );
+    }
+}
+
+template <int N>
+__device__ void add_what_was_won(
+    const Pack<real, N>* dy, const Pack<unsigned char, N>* winner, Pack<real, N>* dx,
+    Window w, long long n
+) {
+    const int packs = w.channels / N;
+    const long long size = n * w.height * w.width * packs;
+    for (long long index = first_index(); index < size; index += index_step()) {
+        const Place at = place_of(index, w.height, w.width, packs);
+        Pack<real, N> sum = {};
+        for (int u = 0; u < w.kernel_height; ++u) {
+            const int i = window_at(at.row + w.padding_y - u, w.stride_y, w.out_height);
+            if (i < 0) continue;
+            for (int v = 0; v < w.kernel_width; ++v) {
+                const int j = window_at(at.column + w.padding_x - v, w.stride_x, w.out_width);
+                if (j < 0) continue;
+                const long long row = (at.image * w.out_height + i) * w.out_width + j;
+                const Pack<unsigned char, N> first = winner[row * packs + at.channel];
+                const Pack<real, N> gradient = dy[row * packs + at.channel];
+                const int here = u * w.kernel_width + v;
+                for (int e = 0; e < N; ++e) {
+                    if (first.element[e] == here) sum.element[e] += gradient.element[e];
+                }
+            }
+        }
+        dx[index] = sum;
+    }
+}
+
 // dx = the sum of dy over the windows that each element has won.
 extern "C" __global__ void max_pool_gradient(
     const real* dy, const unsigned char* winner, real* dx, Window w, long long n
 ) {
-    const long long size = n * w.height * w.width * w.channels;
-    for (long long index = first_index(); index < size; index += index_step()) {
-        long long rest = index / w.channels;
-        const int channel = index % w.channels;
-        const int q = rest % w.width;
-        rest /= w.width;
-        const int p = rest % w.height;
-        const long long image = rest / w.height;
-        real sum = 0;
-        for (int u = 0; u < w.kernel_height; ++u) {
-            const int i = window_at(p + w.padding_y - u, w.stride_y, w.out_height);
-            if (i < 0) continue;
-            for (int v = 0; v < w.kernel_width; ++v) {
-                const int j = window_at(q + w.padding_x - v, w.stride_x, w.out_width);
-                if (j < 0) continue;
-                const long long row = (image * w.out_height + i) * w.out_width + j;
-                const long long place = row * w.channels + channel;
-                if (winner[place] == u * w.kernel_width + v) sum += dy[place];
-            }
-        }
-        dx[index] = sum;
+    if (w.channels % PACK == 0 && is_aligned(dy) && is_aligned(winner) && is_aligned(dx)) {
+        add_what_was_won(
+            (const Pack<real, PACK>*)dy, (const Pack<unsigned char, PACK>*)winner,
+            (Pack<real, PACK>*)dx, w, n
+        );
+    } else {
+        add_what_was_won(
+            (const Pack<real, 1>*)dy, (const Pack<unsigned char, 1>*)winner, (Pack<real, 1>*)dx,
+            w, n
+        );
     }
 }
 
@@ -284,13 +340,13 @@ extern "C" __global__ void dropout(
         if (packed && start + 16 <= size) {  // twice as fast as the loop below
 #pragma unroll
             for (int k = 0; k < 16; k += PACK) {
-                Pack values = *(const Pack*)(x + start + k);
+                Pack<real, PACK> values = *(const Pack<real, PACK>*)(x + start + k);
 #pragma unroll
                 for (int e = 0; e < PACK; ++e) {
                     const unsigned int drawn = bits.word[(k + e) / 4] >> (k + e) % 4 * 16 & 0xffff;
                     values.element[e] *= drawn >= least ? (real)scale : (real)0;
                 }
-                *(Pack*)(y + start + k) = values;
+                *(Pack<real, PACK>*)(y + start + k) = values;
             }
         } else {
 #pragma unroll
