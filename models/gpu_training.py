@@ -6,10 +6,16 @@ from typing import Any
 
 import numpy as np
 from tinygrad_nnfs.models import augmentation
-from tinygrad_nnfs.models.training import AUGMENTATION, Progress, Training, TrainingError
+from tinygrad_nnfs.models.training import (
+    AUGMENTATION,
+    AVERAGE_EVERY,
+    Progress,
+    Training,
+    TrainingError,
+)
 
 from tinygrad_nnfs import Tensor, backend, capture, optim
-from tinygrad_nnfs.kernels.cuda import add_metrics, gather_images
+from tinygrad_nnfs.kernels.cuda import add_metrics, gather_batch
 from tinygrad_nnfs.ops import soft_cross_entropy, softmax_cross_entropy
 from tinygrad_nnfs.replay import live
 
@@ -39,6 +45,7 @@ class GpuTraining(Training):
         self.mirrored = xp.zeros(count, bool) if recipe.mirror else None
         self.totals = xp.zeros(4, np.float64)  # see add_metrics
         self.first = 0  # the place in the order where the next step begins
+        self.began = 0  # how many steps there were before this epoch, or this session of it
         self.seen_at = time.perf_counter()
         self.step = self.learn_batch if recipe.clip else capture(self.learn_batch, "cuda")
 
@@ -55,6 +62,7 @@ class GpuTraining(Training):
             self.resident_targets[...] = xp.asarray(self.targets, np.float32)
         self.augment(len(order))
         at = self.at
+        self.began = at.step
         self.totals[...] = xp.asarray([at.loss_sum, at.correct, 0.0, 0.0])
 
     def augment(self, count: int) -> None:
@@ -90,14 +98,16 @@ class GpuTraining(Training):
     def learn_batch(self, size: int, dropout: tuple[float, ...]) -> None:
         """One step on the next `size` images of the order; `dropout` is what the layers have."""
         recipe = self.recipe
-        images, labels, chosen = gather_images(
+        first = live(lambda: [self.first])
+        images, labels, chosen = gather_batch(
             self.resident,
             self.resident_labels,
             self.order,
-            live(lambda: [self.first]),
+            first if backend.is_array(first) else first[0],
             size,
-            *self.shifts,
-            self.mirrored,
+            rows=self.shifts[0],
+            columns=self.shifts[1],
+            mirrored=self.mirrored,
         )
         logits = self.network(Tensor(images))
         if self.targets is not None:
@@ -122,9 +132,9 @@ class GpuTraining(Training):
         at = self.at
         loss_sum, correct, finite, spoilt = backend.move(self.totals, "cpu").tolist()
         if spoilt or not math.isfinite(loss_sum):
-            first = at.step - math.ceil((at.samples) / self.recipe.batch_size) + int(finite) + 1
             raise TrainingError(
-                f"the loss is not finite in epoch {at.epoch + 1}, from step {first} on: "
+                f"the loss is not finite in epoch {at.epoch + 1}, "
+                f"step {self.began + int(finite) + 1}: "
                 f"try a smaller learning rate than {self.optimizer.lr:g}"
             )
         at.loss_sum, at.correct = loss_sum, int(correct)

@@ -27,6 +27,7 @@ from typing import Any
 
 import numpy as np
 from filelock import FileLock, Timeout
+from tinygrad_nnfs.models.gpu_training import GpuTraining
 from tinygrad_nnfs.models.recipes import Recipe
 from tinygrad_nnfs.models.training import Progress, Training, TrainingError
 
@@ -70,9 +71,8 @@ class Run:
         self.dataset, validation = prepare(recipe, seed, place)
         images, labels = self.dataset.train_images, self.dataset.train_labels
         try:
-            self.training = Training(
-                recipe, images, labels, seed=seed, validation=validation, device=place.device
-            )
+            kind = GpuTraining if place.device == "cuda" else Training
+            self.training = kind(recipe, images, labels, seed=seed, validation=validation)
         except (RuntimeError, ValueError) as error:  # no such device; a seed out of range
             raise TrainingError(str(error)) from None
         self.learnt_crc = zlib.crc32(labels, zlib.crc32(images))

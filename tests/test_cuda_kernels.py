@@ -62,7 +62,7 @@ ADAM_TENSORS = structure(
     *columns("theta gradient mean square", np.uint64),
     *columns("size", np.int64),
     *columns("lr beta1 beta2 eps weight_decay correction1 correction2", np.float64),
-    ("decoupled", np.int32),
+    *columns("decoupled", np.int32),
     ("count", np.int32),
 )
 VALUES = structure(("word", np.uint64, 64))
@@ -163,35 +163,47 @@ def by_reference(function, x, dy=None):
 @needs_compiler
 @for_both
 @given(st.integers(0, 2**16), launches, st.integers(0, 5), st.booleans(), st.booleans())
-def test_gather_images(kernels, real, seed, launch, n, shifted, mirrored):
+def test_gather_batch(kernels, real, seed, launch, n, shifted, mirrored):
     random, memory = np.random.default_rng(seed), Memory()
     h, w = (int(size) for size in random.integers(1, 9, 2))
     images = random.integers(0, 256, (7, h, w), np.uint8)
-    chosen = random.integers(0, 7, n)
-    expected, places, flags = images[chosen], (None, None), None
+    labels, order, first = random.integers(0, 10, 7), random.permutation(7), 7 - n
+    batch = order[first:]
+    expected, places, flags = images[batch], (None, None), None
     if shifted:
         pixels = int(random.integers(0, 12))  # further than the images are large, too
         expected = augmentation.shift(expected, pixels, np.random.default_rng(seed))
-        drawn = np.random.default_rng(seed).integers(0, 2 * pixels + 1, (2, n)) - pixels
-        places = [memory.constant(place) for place in drawn]
+        drawn = augmentation.draw_shift(n, pixels, np.random.default_rng(seed))
+        places = [memory.constant(np.r_[np.full(first, 99), place]) for place in drawn]
     if mirrored:
         expected = augmentation.mirror(expected, np.random.default_rng(seed))
-        flags = memory.constant(np.random.default_rng(seed).random(n) < 0.5)
-    y = memory.empty((n, h, w), np.float32)
-    arrays = memory.constant(images), memory.constant(chosen), *places, flags, y
-    run(kernels(real), "gather_images", launch, *arrays, n, np.int32(h), np.int32(w))
-    np.testing.assert_array_equal(y, expected.astype(np.float32) / np.float32(255))
+        drawn = augmentation.draw_mirror(n, np.random.default_rng(seed))
+        flags = memory.constant(np.r_[np.zeros(first, bool), drawn])
+    x, taken, chosen = (
+        memory.empty((n, h, w), np.float32),
+        memory.empty(n, np.int64),
+        memory.empty(n, np.int64),
+    )
+    live = memory.constant(np.array([first], np.uint64)) if seed % 2 else None
+    arrays = [memory.constant(array) for array in (images, labels, order)]
+    begin = [99 if live is not None else first, live]
+    sizes = n, np.int32(h), np.int32(w)
+    settings = *arrays, *places, flags, *begin, x, taken, chosen, *sizes
+    run(kernels(real), "gather_batch", launch, *settings)
+    np.testing.assert_array_equal(x, expected.astype(np.float32) / np.float32(255))
+    np.testing.assert_array_equal(taken, labels[batch])
+    np.testing.assert_array_equal(chosen, batch)
     memory.check()
 
 
 @needs_compiler
 @for_both
 def test_every_pixel_is_divided_as_numpy_divides(kernels, real):
-    images, chosen = np.arange(256, dtype=np.uint8).reshape(1, 16, 16), np.zeros(1, np.int64)
-    y = np.empty((1, 16, 16), np.float32)
-    arguments = [images, chosen, None, None, None, y, 1, np.int32(16), np.int32(16)]
-    kernels(real).launch("gather_images", 1, 256, arguments)
-    np.testing.assert_array_equal(y, images.astype(np.float32) / np.float32(255))
+    images, zero = np.arange(256, dtype=np.uint8).reshape(1, 16, 16), np.zeros(1, np.int64)
+    x, taken, chosen = np.empty((1, 16, 16), np.float32), zero.copy(), zero.copy()
+    arrays = [images, zero, zero, None, None, None, 0, None, x, taken, chosen]
+    kernels(real).launch("gather_batch", 1, 256, [*arrays, 1, np.int32(16), np.int32(16)])
+    np.testing.assert_array_equal(x, images.astype(np.float32) / np.float32(255))
 
 
 @st.composite

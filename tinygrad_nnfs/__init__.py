@@ -10,7 +10,7 @@ from tinygrad_nnfs.kernels.threads import num_threads, set_num_threads
 from tinygrad_nnfs.profiling import profile
 from tinygrad_nnfs.registry import OPS, Float, Index, Number, op, reference_kernels
 from tinygrad_nnfs.replay import capture
-from tinygrad_nnfs.tensor import Parameter, Tensor, no_grad
+from tinygrad_nnfs.tensor import Parameter, Tensor, from_dlpack, no_grad
 
 __all__ = [
     "OPS",
@@ -23,6 +23,7 @@ __all__ = [
     "capture",
     "data",
     "detect_anomaly",
+    "from_dlpack",
     "get_rng_state",
     "gpu_precision",
     "manual_seed",

@@ -115,8 +115,8 @@ class Optimizer:
                         self.update(parameter.data, grad.data, self.state[parameter], group)
                     else:
                         on_gpu.append((parameter.data, grad.data, self.state[parameter], group))
-        if on_gpu:
-            self.update_on_gpu(on_gpu)
+        for dtype in {data.dtype: None for data, *_ in on_gpu}:
+            self.update_on_gpu([update for update in on_gpu if update[0].dtype == dtype])
         if none_has_one:
             raise RuntimeError(
                 f"{self._name}.step: no parameter has a gradient: call backward() first, and "
@@ -173,7 +173,7 @@ class Optimizer:
         raise TypeError(f"{type(self).__name__} has no update method: write one")
 
     def update_on_gpu(self, updates: "list[Update]") -> None:
-        """Update all parameters that are on a GPU: `update` for each, or kernels for all at once.
+        """Update parameters of one dtype on a GPU: `update` for each, or a kernel for all at once.
 
         While a step is captured the learning rate that `update` finds is an array on the GPU.
         """

@@ -220,6 +220,19 @@ class Tensor:
             )
         return np.array(self.numpy(), dtype=dtype, copy=copy)
 
+    def __dlpack__(self, **options: Any) -> Any:
+        """Share the memory with another library: `torch.from_dlpack(x)`, `np.from_dlpack(x)`."""
+        if self.requires_grad:
+            raise BufferError(
+                "another library would change this tensor's memory behind the tape: share "
+                "x.detach()"
+            )
+        return self.data.__dlpack__(**options)
+
+    def __dlpack_device__(self) -> tuple[int, int]:
+        device: tuple[int, int] = self.data.__dlpack_device__()
+        return device
+
     def item(self) -> float | int | bool:
         """The value of a tensor of one element as a Python number."""
         if self.data.size != 1:
@@ -475,6 +488,29 @@ def make_tensor(data: Array) -> Tensor:
     tensor.node = None
     return tensor
 
+
+def from_dlpack(array: Any) -> Tensor:
+    """A Tensor in the memory of another library's array, on its device: PyTorch's, JAX's, cupy's.
+
+    Nothing is copied, so what one side changes the other sees. Raises TypeError for what is no such
+    array or cannot be shared.
+    """
+    if not hasattr(array, "__dlpack__"):
+        raise TypeError(
+            f"from_dlpack: expected an array that has __dlpack__, found a {type(array).__name__}"
+        )
+    try:
+        device = array.__dlpack_device__()[0]
+        library = np if device == _DLPACK_CPU else backend.cupy
+        return Tensor(library.from_dlpack(array))
+    except (BufferError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise TypeError(
+            f"from_dlpack: this {type(array).__name__} cannot be shared: {reason}"
+        ) from None
+
+
+_DLPACK_CPU = 1  # kDLCPU of DLPack's header
 
 FLOAT32 = np.dtype(np.float32)
 new_tensor = functools.partial(object.__new__, Tensor)

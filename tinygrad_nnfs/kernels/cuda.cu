@@ -31,24 +31,32 @@ __device__ long long index_step() {
 
 // -- images and windows ---------------------------------------------------------------------------
 
-// y[i, p, q] = images[chosen[i], p + rows[i], q + columns[i]] / 255, 0 outside; then mirrored.
-extern "C" __global__ void gather_images(
-    const unsigned char* images, const long long* chosen, const long long* rows,
-    const long long* columns, const unsigned char* mirrored, float* y,
-    long long n, int height, int width
+// Image i of a batch is number chosen[i] = order[first + i] of all, and so is its label.
+// x[i, p, q] = its pixel p + rows[first + i], q + columns[first + i] / 255, 0 outside; mirrored then.
+extern "C" __global__ void gather_batch(
+    const unsigned char* images, const long long* labels, const long long* order,
+    const long long* rows, const long long* columns, const unsigned char* mirrored,
+    long long first, const unsigned long long* live_first,
+    float* x, long long* batch_labels, long long* chosen, long long n, int height, int width
 ) {
+    if (live_first) first = live_first[0];
     const long long size = n * height * width;
     for (long long index = first_index(); index < size; index += index_step()) {
-        const long long i = index / width / height;
+        const long long i = index / width / height, place = first + i;
         const int p = index / width % height, q = index % width;
-        const long long row = rows ? p + rows[i] : p;
-        long long column = mirrored && mirrored[i] ? width - 1 - q : q;
-        if (columns) column += columns[i];
+        const long long number = order[place];
+        if (p == 0 && q == 0) {
+            chosen[i] = number;
+            batch_labels[i] = labels[number];
+        }
+        const long long row = rows ? p + rows[place] : p;
+        long long column = mirrored && mirrored[place] ? width - 1 - q : q;
+        if (columns) column += columns[place];
         unsigned char pixel = 0;
         if (0 <= row && row < height && 0 <= column && column < width) {
-            pixel = images[(chosen[i] * height + row) * width + column];
+            pixel = images[(number * height + row) * width + column];
         }
-        y[index] = __fdiv_rn(pixel, 255.0f);  // rounded as numpy does, whatever the options
+        x[index] = __fdiv_rn(pixel, 255.0f);  // rounded as numpy does, whatever the options
     }
 }
 
@@ -495,7 +503,7 @@ struct Moments {
     long long size[TENSORS];
     double lr[TENSORS], beta1[TENSORS], beta2[TENSORS], eps[TENSORS], weight_decay[TENSORS];
     double correction1[TENSORS], correction2[TENSORS];  // 1 - beta^t
-    int decoupled;                                      // weight decay as AdamW has it
+    int decoupled[TENSORS];                             // weight decay as AdamW has it
     int count;
 };
 
@@ -513,10 +521,11 @@ extern "C" __global__ void adam_step(Moments m, const double* live) {
         const real beta1 = m.beta1[i], rest1 = 1 - m.beta1[i];
         const real beta2 = m.beta2[i], rest2 = 1 - m.beta2[i];
         const real decay = m.weight_decay[i], shrink = 1 - rate * m.weight_decay[i];
+        const bool decoupled = m.decoupled[i];
         const long long size = m.size[i];
         for (long long e = first_index(); e < size; e += index_step()) {
             real value = theta[e], g = gradient[e];
-            if (m.decoupled) {
+            if (decoupled) {
                 value *= shrink;
             } else if (decay != 0) {
                 g += decay * value;

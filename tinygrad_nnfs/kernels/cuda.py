@@ -47,7 +47,7 @@ MOMENTS = np.dtype(
     + [("size", np.int64, AT_ONCE)]
     + [(n, *_NUMBER) for n in ("lr", "beta1", "beta2", "eps", "weight_decay")]
     + [(n, *_NUMBER) for n in ("correction1", "correction2")]
-    + [("decoupled", np.int32), ("count", np.int32)],
+    + [("decoupled", np.int32, AT_ONCE), ("count", np.int32)],
     align=True,
 )
 WORDS = 64  # in one launch of write_live
@@ -270,19 +270,33 @@ def softmax_cross_entropy_by_cuda(_, logits, labels, *, label_smoothing=0.0, red
 # -- what a training needs besides the ops ---------------------------------------------------------
 
 
-def gather_images(
-    images: Any, chosen: Any, rows: Any = None, columns: Any = None, mirrored: Any = None
-) -> Any:
-    """float32 (n, 1, h, w) in [0, 1] from uint8 (count, h, w) and the n indices `chosen`.
+def gather_batch(
+    images: Any,
+    labels: Any,
+    order: Any,
+    first: Any,
+    n: int,
+    *,
+    rows: Any = None,
+    columns: Any = None,
+    mirrored: Any = None,
+) -> tuple[Any, Any, Any]:
+    """The n images from place `first` of `order` on: float32 (n, 1, h, w) in [0, 1], labels, order.
 
-    The pixel (p, q) is images[.., p + rows, q + columns], 0 outside; then the images that are
-    `mirrored` are. All are int64 (n) on the GPU, `mirrored` bool; None stands for 0, or for False.
+    Of images uint8 (count, h, w), labels and order int64 (count), all on the GPU. `first` is a
+    number, or uint64 (1) on the GPU. The pixel (p, q) is that at (p + rows, q + columns), 0 outside
+    the image; then the images that are `mirrored` are. These belong to the places in the order,
+    int64 and bool (count); None: no image is moved, or mirrored.
     """
-    n, (h, w) = len(chosen), images.shape[1:]
-    y = xp.empty((n, 1, h, w), np.float32)
+    h, w = images.shape[1:]
+    x, batch_labels, chosen = (
+        xp.empty(shape, dtype) for shape, dtype in (((n, 1, h, w), "f4"), (n, "i8"), (n, "i8"))
+    )
+    begin = (0, first) if backend.is_array(first) else (first, None)
+    where = rows, columns, mirrored, *begin
     sizes = n, np.int32(h), np.int32(w)
-    launch("gather_images", y.size, images, chosen, rows, columns, mirrored, y, *sizes)
-    return y
+    launch("gather_batch", x.size, images, labels, order, *where, x, batch_labels, chosen, *sizes)
+    return x, batch_labels, chosen
 
 
 def add_metrics(totals: Any, logits: Any, labels: Any, loss: Any) -> None:
@@ -338,28 +352,25 @@ def _update(
     fields: tuple[str, ...],
     numbers: Any,
 ) -> None:
-    """Launch an optimiser's kernel for up to AT_ONCE parameters of one dtype at a time."""
-    each = len(fields)
-    for real in REALS:
-        alike = [i for i, update in enumerate(updates) if update["theta"].dtype.name == real]
-        for begin in range(0, len(alike), AT_ONCE):
-            table, live, copies = np.zeros(1, struct), None, []
-            chosen = alike[begin : begin + AT_ONCE]
-            if backend.is_array(numbers):
-                live = xp.concatenate([numbers[i * each : (i + 1) * each] for i in chosen])
-            for place, i in enumerate(chosen):
-                update = dict(updates[i])
-                if live is None:
-                    update |= zip(fields, numbers[i * each : (i + 1) * each])
-                for field, value in update.items():
-                    if backend.is_array(value):
-                        copies.append(xp.ascontiguousarray(value))  # lives until the launch
-                        value = copies[-1].data.ptr
-                    if value is not None:
-                        table[field].reshape(-1)[place if table[field].size > 1 else 0] = value
-                table["size"][0, place] = updates[i]["theta"].size
-            table["count"] = len(chosen)
-            blocks = -(-int(table["size"].max()) // THREADS)
-            if blocks:
-                kernel = _kernel(backend.load_cupy(), name, REALS[real])
-                kernel((min(blocks, BLOCKS), len(chosen)), (THREADS,), (table, live))
+    """Launch an optimiser's kernel for each AT_ONCE parameters, which must have one dtype."""
+    real, each = REALS[updates[0]["theta"].dtype.name], len(fields)
+    for begin in range(0, len(updates), AT_ONCE):
+        chosen = updates[begin : begin + AT_ONCE]
+        mine = numbers[begin * each : (begin + len(chosen)) * each]
+        table, copies = np.zeros(1, struct), []
+        for place, update in enumerate(chosen):
+            if not backend.is_array(mine):
+                update = update | dict(zip(fields, mine[place * each :]))
+            for field, value in update.items():
+                if backend.is_array(value):
+                    copies.append(xp.ascontiguousarray(value))  # lives until the launch
+                    value = copies[-1].data.ptr
+                if value is not None:
+                    table[field][0, place] = value
+            table["size"][0, place] = update["theta"].size
+        table["count"] = len(chosen)
+        blocks = -(-int(table["size"].max()) // THREADS)
+        if blocks:
+            live = mine if backend.is_array(mine) else None
+            kernel = _kernel(backend.load_cupy(), name, real)
+            kernel((min(blocks, BLOCKS), len(chosen)), (THREADS,), (table, live))
