@@ -1,12 +1,13 @@
 # make train   train the default network; sets everything up first
 # make test    run the tests, the linters and the type checker
+# make test-gpu  run the tests that need an NVIDIA GPU, on a machine that has one
 # make docs    build the site in site/; runs the tutorial and the examples
 # Everything is installed into .venv, once: again only when pyproject.toml changes.
 
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: train test test-thorough docs lint format clean
+.PHONY: train test test-thorough test-gpu docs lint format clean
 
 train: .venv/installed-models
 	$(BIN)/nnfs train
@@ -16,6 +17,9 @@ test: .venv/installed-dev lint
 
 test-thorough: .venv/installed-dev
 	HYPOTHESIS_PROFILE=thorough $(BIN)/python -m pytest -n auto
+
+test-gpu: .venv/installed-dev .venv/installed-gpu
+	$(BIN)/python -m pytest -m gpu
 
 docs: .venv/installed-docs
 	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet

@@ -404,28 +404,84 @@ def test_devices():
         x.to("tpu")
 
 
+class Runtime:
+    """CUDA's runtime on a machine where `error` comes of asking for GPUs."""
+
+    def __init__(self, error):
+        self.error = error
+
+    def getDeviceCount(self):  # noqa: N802 (cupy's name)
+        if self.error:
+            raise self.error
+        return 0
+
+    def runtimeGetVersion(self):  # noqa: N802
+        return 13020
+
+
+class Driver:
+    """NVIDIA's driver, which knows CUDA up to a version."""
+
+    def __init__(self, version):
+        self.version = version
+
+    def cuDriverGetVersion(self, place):  # noqa: N802
+        place._obj.value = self.version
+        return 0
+
+
+TOO_OLD = RuntimeError("cudaErrorInsufficientDriver: CUDA driver version is insufficient")
+
+
+@pytest.mark.parametrize(
+    ("error", "driver", "message"),
+    [
+        (None, None, "this machine has no NVIDIA GPU"),
+        (TOO_OLD, None, r"there is no NVIDIA driver \(libcuda\): install one, or use device 'cpu'"),
+        (
+            TOO_OLD,
+            Driver(12080),
+            "driver knows CUDA 12, cupy was built for CUDA 13: update the driver, or pip install "
+            "cupy-cuda12x in place of cupy-cuda13x",
+        ),
+        (RuntimeError("cudaErrorUnknown:\nwhat"), Driver(13000), "cudaErrorUnknown: what"),
+    ],
+)
+def test_cuda_that_cannot_be_used_says_why(monkeypatch, error, driver, message):
+    cupy = types.ModuleType("cupy")
+    cupy.cuda = types.SimpleNamespace(runtime=Runtime(error))
+
+    def load_library(name):
+        if driver is None:
+            raise OSError(f"{name}: cannot open shared object file")
+        return driver
+
+    monkeypatch.setitem(sys.modules, "cupy", cupy)
+    monkeypatch.setattr("ctypes.CDLL", load_library)
+    monkeypatch.setattr(backend, "load_cupy", backend.load_cupy.__wrapped__)
+    with pytest.raises(RuntimeError, match=f"^device 'cuda' cannot be used: .*{message}$"):
+        Tensor([1.0]).to("cuda")
+
+
 def test_cuda_without_cupy_says_what_to_install(monkeypatch):
-    import sys
-
-    from tinygrad_nnfs import backend
-
     monkeypatch.setitem(sys.modules, "cupy", None)
-    backend.load_cupy.cache_clear()
+    monkeypatch.setattr(backend, "load_cupy", backend.load_cupy.__wrapped__)
     with pytest.raises(RuntimeError, match=r"device 'cuda' needs cupy .* pip install"):
         Tensor([1.0]).to("cuda")
 
 
-def test_mixed_devices_name_the_op_and_both(monkeypatch):
-    from tinygrad_nnfs import backend
-
-    class Elsewhere(np.ndarray):
-        """Stands for a cupy array where there is none."""
-
-    real = backend.device_of
-    monkeypatch.setattr(
-        backend, "device_of", lambda a: "cuda" if isinstance(a, Elsewhere) else real(a)
-    )
-    a, b = Tensor(np.ones(2)), Tensor(np.ones(2))
-    b.data = b.data.view(Elsewhere)
-    with pytest.raises(ValueError, match=r"^add\(.* different devices \(cpu, cuda\): use to"):
-        a + b
+def test_memory_is_shared_with_other_libraries():
+    x = Tensor([[1.0, 2.0], [3.0, 4.0]])
+    seen = np.from_dlpack(x)
+    seen[0, 0] = 9
+    assert x.data[0, 0] == 9
+    array = np.arange(6).reshape(2, 3).T
+    shared = from_dlpack(array)
+    array[0, 0] = 7
+    assert (shared.dtype, shared.shape, shared.data[0, 0]) == (array.dtype, (3, 2), 7)
+    with pytest.raises(BufferError, match=r"behind the tape: share x\.detach\(\)"):
+        np.from_dlpack(Tensor([1.0], requires_grad=True))
+    with pytest.raises(TypeError, match="expected an array that has __dlpack__, found a list"):
+        from_dlpack([1.0])
+    with pytest.raises(TypeError, match="this ndarray cannot be shared: elements must be bool, in"):
+        from_dlpack(np.array([1j]))

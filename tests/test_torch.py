@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 
-from tinygrad_nnfs import OPS, Tensor
+from tinygrad_nnfs import OPS, Tensor, from_dlpack
 from tinygrad_nnfs.testing import op_cases
 
 torch = pytest.importorskip("torch", reason="PyTorch is one of the oracles; it is not installed")
@@ -155,3 +155,19 @@ def compare(op, oracle, case):
             np.testing.assert_allclose(
                 x.grad.numpy(), gradient.numpy(), rtol=1e-9, atol=1e-9, err_msg=str(case)
             )
+
+
+def test_memory_is_shared_both_ways():
+    theirs = torch.arange(6.0).reshape(2, 3).T
+    ours = from_dlpack(theirs)
+    theirs[0, 0] = 5
+    assert (ours.shape, ours.data.strides, ours.data[0, 0]) == ((3, 2), (4, 12), 5)
+    back = torch.from_dlpack(ours)
+    back[2, 1] = 7
+    assert theirs[2, 1] == ours.data[2, 1] == 7
+    for refused, reason in (
+        (torch.zeros(1, dtype=torch.bfloat16), "dtype"),
+        (torch.zeros(1, requires_grad=True), "gradient"),
+    ):
+        with pytest.raises(TypeError, match=f"from_dlpack: this Tensor cannot be shared: .*{reason}"):
+            from_dlpack(refused)
