@@ -130,12 +130,18 @@ def _run_observed(
     def compute(xp: ModuleType, *arrays: Any, **params: Any) -> Any:
         result = run(xp, *arrays, **params)
         check_result(op.__name__, names, len(arrays), result)
-        return xp.asarray(result[0]), *result[1:]
+        return _as_array(xp, result[0]), *result[1:]
 
     observed: Callable[..., Any] = compute
     for observer in reversed(watching):
         observed = functools.partial(observer.call, op, run.__name__, observed)
     return observed(xp, *arrays, **params)
+
+
+def _as_array(xp: ModuleType, output: Any) -> Array:
+    """The output of an op: numpy turns what would be a 0-d array into a scalar."""
+    # an array may be of another backend than its op's: ops.to moves it
+    return output if backend.is_array(output) else xp.asarray(output)
 
 
 def captured_arrays(roots: Sequence[Any]) -> list[Array]:
@@ -284,7 +290,7 @@ def op(
         output = result[0]
         if type(output) is not ndarray:
             check_result(name, names, len(inputs), result)
-            output = xp.asarray(output)  # numpy turns what would be a 0-d array into a scalar
+            output = _as_array(xp, output)
         y = new_tensor()
         y.data, y.node = output, None
         if recording.on:
