@@ -439,7 +439,7 @@ def alloc(size):
 
 
 def _device_bytes(address, size):
-    """The block that `size` bytes at `address` lie in, or None. The last one wins an address."""
+    """The block that `size` bytes at `address` lie in, or None."""
     for start, block in list(_blocks.items()):
         if start <= address and address + size <= start + block.bytes.size:
             return None if block.released else block
@@ -720,7 +720,8 @@ class ndarray:  # noqa: N801 - its name in messages and pictures is cupy's
         return tuple(array(part) for part in self._host.nonzero())
 
     def clip(self, min=None, max=None, out=None):
-        host, low, high = self._host, _operand(min), _operand(max)
+        low, high = (None if limit is None else _operand(limit) for limit in (min, max))
+        host = self._host
         return _kernel(lambda: np.clip(host, low, high), out)
 
     def round(self, decimals=0, out=None):
@@ -866,7 +867,7 @@ def _operand(x):
     """What numpy computes with in the place of x."""
     if isinstance(x, ndarray):
         return x._host
-    if x is None or isinstance(x, _SCALARS):
+    if isinstance(x, _SCALARS):
         return x
     raise TypeError(f"Unsupported type {type(x)}")
 
@@ -1008,8 +1009,6 @@ class ufunc:  # noqa: N801
         if isinstance(out, tuple):
             (out,) = out
         operands = [_operand(x) for x in args]
-        if None in [x if x is None else 0 for x in args]:
-            raise TypeError("Unsupported type <class 'NoneType'>")
         return _kernel(lambda: self._numpy(*operands, dtype=dtype), out, casting)
 
     def at(self, a, indices, b=None):

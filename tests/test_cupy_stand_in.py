@@ -1,5 +1,6 @@
 """The stand-in for cupy is strict where cupy is, and captures graphs as CUDA does."""
 
+import contextlib
 import ctypes
 import importlib.util
 import json
@@ -14,8 +15,9 @@ from cupy_stand_in import CUDARuntimeError, FakeCublas
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tinygrad_nnfs import OPS, Tensor, backend
+from tinygrad_nnfs import OPS, Parameter, Tensor, backend, manual_seed, nn, ops, optim, profile
 from tinygrad_nnfs.checking import CHECKS, strided, transposed
+from tinygrad_nnfs.ops import softmax_cross_entropy
 from tinygrad_nnfs.testing import op_cases
 
 
@@ -625,7 +627,7 @@ def moved(value):
     return backend.move(value, "cuda") if isinstance(value, np.ndarray) else value
 
 
-def run_op(op, inputs, params, dy_like=None):
+def run_op(op, inputs, params):
     """Output and gradients by all floating inputs, as numpy arrays."""
     leaves = [
         Tensor(x, requires_grad=True) if backend.is_array(x) and x.dtype.kind == "f" else x
@@ -665,3 +667,91 @@ def test_ops_give_the_results_of_numpy(name, cupy):
             CHECKS["other backend"](op, case)
 
     run()
+
+
+# -- the framework ---------------------------------------------------------------------------------
+
+
+def test_tensors_go_to_the_gpu_and_back(cupy):
+    for context in (contextlib.nullcontext, profile):  # which has a path of its own
+        x = Tensor([1.0, 2.0], requires_grad=True)
+        with context():
+            y = x.to("cuda")
+            z = (y * y).to("cpu")
+        assert (y.device, z.device) == ("cuda", "cpu")
+        z.sum().backward()
+        assert x.grad.numpy().tolist() == [2, 4]
+
+
+OPTIMIZERS = {
+    "momentum": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, weight_decay=1e-3),
+    "nesterov": lambda p: optim.SGD(p, lr=0.1, momentum=0.9, nesterov=True),
+    "adam": lambda p: optim.Adam(p, lr=0.01, weight_decay=0.1),
+    "adamw": lambda p: optim.AdamW(p, lr=0.01),
+}
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS.values(), ids=OPTIMIZERS)
+def test_training_has_the_results_of_the_cpu(cupy, optimizer):
+    images, labels = numbers(6, 1, 6, 6).astype(np.float32), np.arange(6) % 3
+
+    def train(device):
+        manual_seed(0)
+        truth = backend.move(labels, device)
+        network = nn.Sequential(
+            # no bias: Adam would enlarge the rounding errors of its gradient, which is 0
+            *(
+                nn.Conv2d(1, 2, 3, bias=False),
+                nn.BatchNorm2d(2),
+                nn.ReLU(),
+                nn.MaxPool2d(2),
+                nn.Flatten(),
+            ),
+            *(nn.Dropout(0.25), nn.Linear(8, 3)),
+        ).to(device)
+        steps = optimizer(network.parameters())
+        average = optim.WeightAverage(network.parameters(), 0.9)
+        for _ in range(5):
+            loss = softmax_cross_entropy(network(Tensor(images).to(device)), truth)
+            steps.zero_grad()
+            loss.backward()
+            optim.clip_grad_norm(network.parameters(), 1.0)
+            steps.step()
+            average.update()
+        network.load_state_dict(network.state_dict())
+        steps.load_state_dict(steps.state_dict())
+        return [*network.state_dict().values(), *steps.state_dict().values(), *average.averages]
+
+    for expected, found in zip(train("cpu"), train("cuda"), strict=True):
+        np.testing.assert_allclose(
+            backend.move(found, "cpu"), backend.move(expected, "cpu"), rtol=1e-4, atol=1e-5
+        )
+
+
+def test_a_captured_step_of_training_is_the_eager_one(cupy, stream):
+    def network(x, weight):
+        return ops.mse_loss(ops.tanh(x * weight) + ops.sigmoid(x), x)
+
+    data, start = numbers(4, 3).astype(np.float32), numbers(3).astype(np.float32)
+    results = []
+    for captured in (False, True):
+        x = Tensor(data).to("cuda")
+        weight = Parameter(cupy.asarray(start))
+        steps = optim.SGD([weight], lr=0.1, momentum=0.9)
+
+        def step(x=x, weight=weight, steps=steps):
+            loss = network(x, weight)
+            steps.zero_grad()
+            loss.backward()
+            steps.step()
+
+        step()  # makes what lasts: the velocity
+        if captured:
+            pool = cupy.cuda.MemoryPool()
+            with cupy.cuda.using_allocator(pool.malloc):
+                graph, _ = capture(stream, step)
+            step = graph.launch
+        for _ in range(4):
+            step()
+        results.append(weight.numpy())
+    np.testing.assert_array_equal(*results)
