@@ -583,6 +583,9 @@ def test_gemm_shows_its_precision(cupy, stream):
     for compute, expected in ((FULL32, value), (TF32, 1 + 2**-9), (BF16, 1.0)):
         assert blas.gemm((1, 1, 1), a, b, c, compute=compute) == 0
         assert c.item() == expected
+    a.fill(1 + 2**-10 + 2**-11)  # rounds to the nearest, a half to even
+    assert blas.gemm((1, 1, 1), a, b, c, compute=TF32) == 0
+    assert c.item() == 1 + 2**-9
     blas.library.cublasSetMathMode(blas.handle, 3)
     assert blas.gemm((1, 1, 1), a, b, c) == 0
     assert c.item() == 1 + 2**-9
@@ -603,6 +606,8 @@ def test_gemm_in_a_graph(cupy, stream):
     a *= 2
     graph.launch()
     np.testing.assert_allclose(c.get()[0].T, a.get()[0].T @ b.get()[0].T)
+    assert library.cublasSetStream_v2(blas.handle, ctypes.c_void_p(stream.ptr)) == 0
+    assert capture(stream, lambda: blas.gemm((2, 2, 2), a, b, c))[1] == 15  # SetStream forgets it
     with cupy.cuda.Stream(non_blocking=True):
         assert blas.gemm((2, 2, 2), a, b, c) == 14  # that is not the handle's stream
 
