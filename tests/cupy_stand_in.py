@@ -440,7 +440,7 @@ def alloc(size):
 
 
 def _device_bytes(address, size):
-    """The block that `size` bytes at `address` lie in, or None. The last one wins an address."""
+    """The block that `size` bytes at `address` lie in, or None."""
     for start, block in list(_blocks.items()):
         if start <= address and address + size <= start + block.bytes.size:
             return None if block.released else block
@@ -661,7 +661,9 @@ class ndarray:  # noqa: N801 - its name in messages and pictures is cupy's
         return flat if flat.flags.c_contiguous else flat.copy()
 
     def flatten(self, order="C"):
-        return self.copy(order).reshape(-1, order=order)
+        result = self.copy(order)
+        result._host = result._host.reshape(-1, order=order)
+        return result
 
     # -- copies --
 
@@ -719,7 +721,8 @@ class ndarray:  # noqa: N801 - its name in messages and pictures is cupy's
         return tuple(array(part) for part in self._host.nonzero())
 
     def clip(self, min=None, max=None, out=None):
-        host, low, high = self._host, _operand(min), _operand(max)
+        low, high = (None if limit is None else _operand(limit) for limit in (min, max))
+        host = self._host
         return _kernel(lambda: np.clip(host, low, high), out)
 
     def round(self, decimals=0, out=None):
@@ -865,7 +868,7 @@ def _operand(x):
     """What numpy computes with in the place of x."""
     if isinstance(x, ndarray):
         return x._host
-    if x is None or isinstance(x, _SCALARS):
+    if isinstance(x, _SCALARS):
         return x
     raise TypeError(f"Unsupported type {type(x)}")
 
@@ -1007,8 +1010,6 @@ class ufunc:  # noqa: N801
         if isinstance(out, tuple):
             (out,) = out
         operands = [_operand(x) for x in args]
-        if None in [x if x is None else 0 for x in args]:
-            raise TypeError("Unsupported type <class 'NoneType'>")
         return _kernel(lambda: self._numpy(*operands, dtype=dtype), out, casting)
 
     def at(self, a, indices, b=None):
@@ -1335,7 +1336,11 @@ def _function(name):
 
 # -- kernels of one's own --------------------------------------------------------------------------
 
-_compiled = {}  # for each module cuda_on_cpu, of which a test may have a fake, and each dtype
+
+@functools.cache
+def _compiled(load, real):
+    """`load` is part of the key, for a test may have a fake of it."""
+    return load(real)
 
 
 class RawModule:
@@ -1360,10 +1365,7 @@ class RawModule:
         reals = [option.partition("=")[2] for option in self.options if "-DREAL=" in option]
         if len(reals) != 1:
             raise ValueError(f"expected one -DREAL=... in the options, found {self.options}")
-        module = importlib.import_module("cuda_on_cpu")
-        if (module, reals[0]) not in _compiled:
-            _compiled[module, reals[0]] = module.load(reals[0])
-        return _compiled[module, reals[0]]
+        return _compiled(importlib.import_module("cuda_on_cpu").load, reals[0])
 
     def get_function(self, name):
         return RawKernel(self._kernels(), name)

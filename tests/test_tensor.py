@@ -1,11 +1,13 @@
 """Tensors: dtypes, operators, conversions and the errors of wrong input."""
 
 import operator
+import sys
+import types
 
 import numpy as np
 import pytest
 
-from tinygrad_nnfs import Parameter, Tensor, nn, ops
+from tinygrad_nnfs import Parameter, Tensor, backend, from_dlpack, nn, ops
 
 # -- dtypes ----------------------------------------------------------------------------------------
 
@@ -410,12 +412,12 @@ class Runtime:
     def __init__(self, error):
         self.error = error
 
-    def getDeviceCount(self):  # noqa: N802 (cupy's name)
+    def getDeviceCount(self):
         if self.error:
             raise self.error
         return 0
 
-    def runtimeGetVersion(self):  # noqa: N802
+    def runtimeGetVersion(self):
         return 13020
 
 
@@ -425,7 +427,7 @@ class Driver:
     def __init__(self, version):
         self.version = version
 
-    def cuDriverGetVersion(self, place):  # noqa: N802
+    def cuDriverGetVersion(self, place):
         place._obj.value = self.version
         return 0
 

@@ -169,5 +169,5 @@ def test_memory_is_shared_both_ways():
         (torch.zeros(1, dtype=torch.bfloat16), "dtype"),
         (torch.zeros(1, requires_grad=True), "gradient"),
     ):
-        with pytest.raises(TypeError, match=f"from_dlpack: this Tensor cannot be shared: .*{reason}"):
+        with pytest.raises(TypeError, match=f"this Tensor cannot be shared: .*{reason}"):
             from_dlpack(refused)

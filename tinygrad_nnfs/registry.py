@@ -130,7 +130,7 @@ def _run_observed(
     def compute(xp: ModuleType, *arrays: Any, **params: Any) -> Any:
         result = run(xp, *arrays, **params)
         check_result(op.__name__, names, len(arrays), result)
-        return _as_output(xp, result[0]), *result[1:]
+        return _as_array(xp, result[0]), *result[1:]
 
     observed: Callable[..., Any] = compute
     for observer in reversed(watching):
@@ -138,8 +138,9 @@ def _run_observed(
     return observed(xp, *arrays, **params)
 
 
-def _as_output(xp: ModuleType, output: Any) -> Array:
-    """An array, also in place of the scalar that numpy makes of what would be a 0-d array."""
+def _as_array(xp: ModuleType, output: Any) -> Array:
+    """The output of an op: numpy turns what would be a 0-d array into a scalar."""
+    # an array may be of another backend than its op's: ops.to moves it
     return output if backend.is_array(output) else xp.asarray(output)
 
 
@@ -289,7 +290,7 @@ def op(
         output = result[0]
         if type(output) is not ndarray:
             check_result(name, names, len(inputs), result)
-            output = _as_output(xp, output)
+            output = _as_array(xp, output)
         y = new_tensor()
         y.data, y.node = output, None
         if recording.on:
