@@ -2,6 +2,7 @@
 
 import os
 
+import cuda_on_cpu
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -17,6 +18,13 @@ settings.register_profile(
 )
 settings.register_profile("thorough", max_examples=1000, deadline=None, suppress_health_check=slow)
 settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _compile_cuda_once(tmp_path_factory):
+    """The processes of pytest-xdist share the kernels that g++ has compiled."""
+    folder = tmp_path_factory.getbasetemp()
+    cuda_on_cpu.FOLDER = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
 
 
 @pytest.fixture(autouse=True)

@@ -31,6 +31,7 @@ OPTIONS = [
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
 ]
 MAX_THREADS = 1024  # in a block
+FOLDER = None  # where to keep what is compiled; None: nowhere
 
 
 def compiler_is_installed():
@@ -55,7 +56,7 @@ class Parameter(ctypes.Structure):
 
 
 def load(real, folder=None, source=SOURCE):
-    """The kernels of `source` for "float" or "double"; what is compiled is kept in `folder`."""
+    """The kernels of `source` for "float" or "double"; what is compiled stays in `folder`."""
     text = source.read_text()
     names = kernel_names(text)
     kernels = ", ".join(f'describe("{name}", {name})' for name in names)
@@ -66,7 +67,7 @@ def load(real, folder=None, source=SOURCE):
     parts = [program, text, SHIM.read_text(), real, *OPTIONS]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     with tempfile.TemporaryDirectory() as temporary:
-        target = Path(folder or temporary) / f"cuda-{digest}.so"
+        target = Path(folder or FOLDER or temporary) / f"cuda-{digest}.so"
         if not target.exists():
             _compile(program, real, target)
         library = ctypes.CDLL(str(target))  # stays loaded when its file is gone

@@ -5,7 +5,6 @@ No test here needs a GPU.
 
 import functools
 import math
-import os
 import re
 
 import cuda_on_cpu
@@ -27,11 +26,9 @@ NAN, INF = np.nan, np.inf
 
 
 @pytest.fixture(scope="session")
-def kernels(tmp_path_factory):
-    """The compiled kernels by dtype; processes of pytest-xdist share a folder."""
-    folder = tmp_path_factory.getbasetemp()
-    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
-    return functools.cache(lambda real: cuda_on_cpu.load(real, folder))
+def kernels():
+    """The compiled kernels by dtype."""
+    return functools.cache(cuda_on_cpu.load)
 
 
 # -- structures, as the kernels declare them -------------------------------------------------------

@@ -4,6 +4,7 @@ The stand-in (cupy_stand_in.py) runs the kernels of cuda.cu themselves, compiled
 what cupy and CUDA's capture refuse. `make test-gpu` runs these tests on a GPU.
 """
 
+import contextlib
 import functools
 
 import cuda_on_cpu
@@ -26,8 +27,10 @@ from tinygrad_nnfs import (
     from_dlpack,
     gpu_precision,
     manual_seed,
+    nn,
     ops,
     optim,
+    profile,
     reference_kernels,
 )
 from tinygrad_nnfs.checking import Draw, cases_of, requirements
@@ -71,7 +74,8 @@ def is_leaf(x):
 def through_the_tape(op, case, move):
     """The output and all gradients, on the CPU again."""
     inputs = [Tensor(move(x), requires_grad=True) if is_leaf(x) else move(x) for x in case.inputs]
-    y = op(*inputs, **{name: move(value) for name, value in case.params.items()})
+    place = on_cpu if move is on_cpu else on_gpu
+    y = op(*inputs, **{name: place(value) for name, value in case.params.items()})
     results = [host(y)]
     if y.requires_grad:
         dy = np.random.default_rng(1).standard_normal(y.shape).astype(host(y).dtype)
@@ -86,13 +90,31 @@ def cast(value, dtype):
     return value.astype(dtype) if is_leaf(value) else value
 
 
+def on_cpu(x):
+    return x
+
+
+def channels_last(x):
+    """Images as convolutions leave them."""
+    if not isinstance(x, np.ndarray) or x.ndim != 4:
+        return on_gpu(x)
+    return on_gpu(np.ascontiguousarray(x.transpose(0, 2, 3, 1))).transpose(0, 3, 1, 2)
+
+
+def with_gaps(x):
+    if not isinstance(x, np.ndarray) or x.ndim == 0:
+        return on_gpu(x)
+    return on_gpu(np.repeat(x, 2, axis=-1))[..., ::2]
+
+
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float64", 1e-10), ("float32", 1e-5)])
 @pytest.mark.parametrize("name", OPS)
 def test_op(name, dtype, tolerance):
+    """By the tape, in any memory order, and in float64 every implementation on its own."""
     op = OPS[name]
 
-    @given(op_cases(op))
-    def check(cases):
+    @given(op_cases(op), st.sampled_from([on_gpu, channels_last, with_gaps]))
+    def check(cases, move):
         for case in cases:
             if dtype == "float64":
                 requirements.check_other_backend(op, case)
@@ -100,8 +122,8 @@ def test_op(name, dtype, tolerance):
             params = {key: cast(value, dtype) for key, value in case.params.items()}
             moved = type(case)(inputs, params)
             with reference_kernels():
-                expected = through_the_tape(op, moved, lambda value: value)
-            found = through_the_tape(op, moved, on_gpu)
+                expected = through_the_tape(op, moved, on_cpu)
+            found = through_the_tape(op, moved, move)
             for a, b in zip(expected, found, strict=True):
                 assert (a.shape, a.dtype) == (b.shape, b.dtype)
                 scale = max(1, abs(a).max(initial=0))
@@ -132,6 +154,17 @@ def test_rocm_gets_the_plain_ops(device, monkeypatch):
     assert not applies["leaky_relu"](x)
 
 
+def test_tensors_go_to_the_gpu_and_back():
+    for context in (contextlib.nullcontext, profile):  # which has a path of its own
+        x = Tensor([1.0, 2.0], requires_grad=True)
+        with context():
+            y = x.to("cuda")
+            z = (y * y).to("cpu")
+        assert (y.device, z.device) == ("cuda", "cpu")
+        z.sum().backward()
+        assert x.grad.numpy().tolist() == [2, 4]
+
+
 def test_devices_that_differ_are_named():
     with pytest.raises(ValueError, match=r"^add\(.*different devices \(cpu, cuda\): use to"):
         Tensor([1.0]) + Tensor([1.0]).to("cuda")
@@ -139,7 +172,7 @@ def test_devices_that_differ_are_named():
 
 def test_labels_out_of_range_are_reported_when_a_result_is_read():
     logits = Tensor(np.zeros((2, 3), np.float32)).to("cuda")
-    for context in (reference_kernels, lambda: pytest.MonkeyPatch.context()):
+    for context in (reference_kernels, contextlib.nullcontext):
         with context():
             loss = ops.softmax_cross_entropy(logits, Tensor(on_gpu(np.array([0, 3]))))
             with pytest.raises(ValueError, match=r"cross_entropy: labels must be in 0\.\.2"):
@@ -325,9 +358,20 @@ def test_dlpack(device):
 # -- capture ---------------------------------------------------------------------------------------
 
 
+SMALL = {
+    "mlp": lambda: nn.Sequential(
+        *(nn.Flatten(), nn.Linear(64, 16), nn.LeakyReLU(), nn.Dropout(0.2), nn.Linear(16, 10))
+    ),
+    "cnn": lambda: nn.Sequential(
+        *(nn.Conv2d(1, 8, 3), nn.LeakyReLU(), nn.Conv2d(8, 4, 3), nn.LeakyReLU()),
+        *(nn.MaxPool2d(2), nn.Dropout(0.25), nn.Flatten(), nn.Linear(16, 10)),
+    ),
+}
+
+
 def network_and_step(name, batch, wrap=lambda step: step, optimizer="momentum"):
     manual_seed(1)
-    network = NETWORKS[name]().to("cuda")
+    network = SMALL[name]().to("cuda")
     rule = OPTIMIZERS[optimizer](network.parameters())
 
     def step(images, labels):
@@ -340,7 +384,7 @@ def network_and_step(name, batch, wrap=lambda step: step, optimizer="momentum"):
     random = np.random.default_rng(0)
     batches = [
         (
-            Tensor(random.random((n, 1, 28, 28), np.float32)).to("cuda"),
+            Tensor(random.random((n, 1, 8, 8), np.float32)).to("cuda"),
             Tensor(random.integers(0, 10, n)).to("cuda"),
         )
         for n in batch
@@ -349,7 +393,7 @@ def network_and_step(name, batch, wrap=lambda step: step, optimizer="momentum"):
 
 
 @pytest.mark.parametrize(
-    ("name", "batch"), [("mlp", [4, 4, 4, 4, 3, 4, 3, 3, 3, 3, 4]), ("cnn", [2] * 4)]
+    ("name", "batch"), [("mlp", [4, 4, 4, 4, 3, 4, 3, 3, 3, 3, 4]), ("cnn", [4] * 5)]
 )
 def test_replays_are_steps(name, batch):
     """Losses and weights, dropout included, are the same to the last bit."""
