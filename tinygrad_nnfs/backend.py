@@ -56,6 +56,12 @@ def move(array: Array, device: str) -> Array:
     return found
 
 
+def synchronize(xp: ModuleType) -> None:
+    """Wait until a GPU has done all that it was told in the current stream."""
+    if xp is not np:
+        xp.cuda.get_current_stream().synchronize()
+
+
 # -- cupy ------------------------------------------------------------------------------------------
 
 

@@ -87,6 +87,8 @@ class profile:  # noqa: N801, used like a function
             loss.backward()
         print(p)
 
+    On a GPU each op is waited for, so that its time is its own; without `profile` launches overlap.
+
     `p.rows` has the figures, the longest first. A backward counts, whenever it runs, if its forward
     ran inside.
 
@@ -133,8 +135,10 @@ class profile:  # noqa: N801, used like a function
         **params: Any,
     ) -> Any:
         """Run an op and take its time: see `registry.Observer`."""
+        backend.synchronize(xp)
         start = time.perf_counter()
         result = run(xp, *arrays, **params)
+        backend.synchronize(xp)
         elapsed = time.perf_counter() - start
         output, *rules = result
         flops = op.flops(output, *arrays, **params) if op.flops else 0
@@ -175,8 +179,11 @@ class profile:  # noqa: N801, used like a function
         return self._call_of.get(node)
 
     def _apply(self, rule: Callable[[Any], Any], rows: list[Row], flops: int, dy: Any) -> Any:
+        xp = backend.of(dy)
+        backend.synchronize(xp)
         start = time.perf_counter()
         dx = rule(dy)
+        backend.synchronize(xp)
         elapsed = time.perf_counter() - start
         with self._lock:
             for row in rows:
