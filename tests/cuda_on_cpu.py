@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -29,13 +30,16 @@ OPTIONS = [
     *("-std=c++17", "-O1", "-shared", "-fPIC", "-fvisibility=hidden"),
     "-ffp-contract=off",  # every operation rounded, as numpy does
     *("-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas"),
+    # packs off their alignment, integers that overflow: they end the process, and name the test
+    *("-fsanitize=undefined", "-fsanitize-undefined-trap-on-error"),
 ]
 MAX_THREADS = 1024  # in a block
 FOLDER = None  # where to keep what is compiled; None: nowhere
 
 
 def compiler_is_installed():
-    return shutil.which(COMPILER) is not None
+    """g++ itself: what other systems than Linux call so knows other options."""
+    return sys.platform == "linux" and shutil.which(COMPILER) is not None
 
 
 def kernel_names(text):

@@ -89,7 +89,8 @@ static bool run_block(std::mt19937_64& random) {
     if (fibers.size() < count) fibers.resize(count);
     std::vector<Fiber*> order;
     for (unsigned i = 0; i < count; ++i) {
-        start(fibers[i], {i % blockDim.x, i / blockDim.x % blockDim.y, i / blockDim.x / blockDim.y});
+        const unsigned row = i / blockDim.x;
+        start(fibers[i], {i % blockDim.x, row % blockDim.y, row / blockDim.y});
         order.push_back(&fibers[i]);
     }
     for (;;) {
@@ -127,8 +128,11 @@ char kind_of() {
 template <typename T>
 Parameter parameter() {
     using Element = std::remove_pointer_t<T>;
-    return {sizeof(T), alignof(T), kind_of<T>(), sizeof(Element), kind_of<std::remove_cv_t<Element>>(),
-            std::is_const_v<Element>};
+    const char element_kind = kind_of<std::remove_cv_t<Element>>();
+    return {
+        sizeof(T), alignof(T), kind_of<T>(),
+        sizeof(Element), element_kind, std::is_const_v<Element>
+    };
 }
 
 struct Kernel {

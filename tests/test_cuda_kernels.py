@@ -10,7 +10,7 @@ import re
 import cuda_on_cpu
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from tinygrad_nnfs.models import augmentation
 
@@ -21,6 +21,9 @@ needs_compiler = pytest.mark.skipif(
     not cuda_on_cpu.compiler_is_installed(), reason=f"{cuda_on_cpu.COMPILER} is not installed"
 )
 for_both = pytest.mark.parametrize("real", ["float", "double"])
+# one channel, part of a pack (of four, or of two in double), and packs
+for_channels = pytest.mark.parametrize("channels", [1, 2, 3, 8])
+often = settings(max_examples=4 * settings().max_examples)  # where many things vary at a time
 DTYPES = {"float": np.dtype(np.float32), "double": np.dtype(np.float64)}
 NAN, INF = np.nan, np.inf
 
@@ -74,45 +77,55 @@ def window(shape, out, kernel, stride, padding, dilation=(1, 1)):
 # -- memory and launches ---------------------------------------------------------------------------
 
 ZONE = 64  # bytes before and after each array, and a multiple of every alignment
+NANS, WRITTEN = 0xFF, 0xA5  # what zones are full of
 
 
 class Memory:
-    """Arrays between zones of bytes 0xff, which are NaN as floats; `shift` elements off alignment.
+    """Arrays between zones of bytes, where `check` finds what a kernel has written outside of them.
 
-    What a kernel reads there makes its result NaN, and `check` finds what it has written there.
+    The i-th array lies an element off alignment if bit i of `shifts` is 1. What is to be written is
+    full of NaNs at first, and so are the zones around what is only read, so that a kernel that
+    reads them computes a NaN.
     """
 
-    def __init__(self, shift=0):
-        self.shift, self.zones = shift, []
+    def __init__(self, shifts=0):
+        self.shifts, self.zones = shifts, []
+
+    def _array(self, shape, dtype, zone):
+        dtype = np.dtype(dtype)
+        size = math.prod(np.atleast_1d(shape).tolist()) * dtype.itemsize
+        shift = dtype.itemsize * (self.shifts & 1)
+        self.shifts >>= 1
+        memory = np.full(size + 3 * ZONE + shift, zone, np.uint8)
+        start = ZONE + -memory.ctypes.data % ZONE + shift
+        self.zones += [(memory[:start], zone), (memory[start + size :], zone)]
+        return memory[start : start + size].view(dtype).reshape(shape)
 
     def empty(self, shape, dtype):
-        """An array full of 0xff, to be written."""
-        dtype = np.dtype(dtype)
-        size = int(np.prod(shape)) * dtype.itemsize
-        memory = np.full(size + 3 * ZONE + self.shift * dtype.itemsize, 0xFF, np.uint8)
-        start = ZONE + -memory.ctypes.data % ZONE + self.shift * dtype.itemsize
-        self.zones += [memory[:start], memory[start + size :]]
-        return memory[start : start + size].view(dtype).reshape(shape)
+        """An array to be written."""
+        array = self._array(shape, dtype, WRITTEN)  # no NaN: one that is copied would not show
+        array.view(np.uint8)[...] = NANS
+        return array
 
     def copy(self, array):
         """A copy of the array, to be changed in place."""
-        array = np.asarray(array)
-        copy = self.empty(array.shape, array.dtype)
+        copy = self._array(array.shape, array.dtype, WRITTEN)
         copy[...] = array
         return copy
 
     def constant(self, array):
         """A copy of the array, to be read."""
-        copy = self.copy(array)
+        copy = self._array(array.shape, array.dtype, NANS)
+        copy[...] = array
         copy.flags.writeable = False
         return copy
 
     def check(self):
-        for zone in self.zones:
-            assert (zone == 0xFF).all(), "the kernel has written outside of its arrays"
+        for memory, zone in self.zones:
+            assert (memory == zone).all(), "the kernel has written outside of its arrays"
 
 
-memories = st.integers(0, 1).map(Memory)
+memories = st.integers(0, 7).map(Memory)
 # far fewer threads than elements, and far more
 launches = st.tuples(st.integers(1, 5), st.sampled_from([1, 7, 32, 96]), st.integers(0, 2**16))
 
@@ -159,8 +172,10 @@ def by_reference(function, x, dy=None):
 
 @needs_compiler
 @for_both
-@given(st.integers(0, 2**16), launches, st.integers(0, 5), st.booleans(), st.booleans())
-def test_gather_batch(kernels, real, seed, launch, n, shifted, mirrored):
+@pytest.mark.parametrize("shifted", [False, True])
+@pytest.mark.parametrize("mirrored", [False, True])
+@given(st.integers(0, 2**16), launches, st.integers(0, 5))
+def test_gather_batch(kernels, real, shifted, mirrored, seed, launch, n):
     random, memory = np.random.default_rng(seed), Memory()
     h, w = (int(size) for size in random.integers(1, 9, 2))
     images = random.integers(0, 256, (7, h, w), np.uint8)
@@ -205,7 +220,7 @@ def test_every_pixel_is_divided_as_numpy_divides(kernels, real):
 
 @st.composite
 def convolutions(draw):
-    """A shape (n, h, w, c) and conv2d's kernel, stride, padding and dilation."""
+    """A shape (n, h, w) and conv2d's kernel, stride, padding and dilation."""
     pairs = {
         name: (draw(st.integers(smallest, largest)), draw(st.integers(smallest, largest)))
         for name, smallest, largest in
@@ -214,8 +229,7 @@ def convolutions(draw):
     reach = [d * (k - 1) + 1 for d, k in zip(pairs["dilation"], pairs["kernel"], strict=True)]
     smallest = [max(1, r - 2 * p) for r, p in zip(reach, pairs["padding"], strict=True)]
     h, w = (draw(st.integers(size, size + 4)) for size in smallest)
-    channels = draw(st.sampled_from([1, 2, 3, 4, 8]))
-    return (draw(st.integers(0, 3)), h, w, channels), pairs
+    return (draw(st.integers(0, 3)), h, w), pairs
 
 
 def geometry_of(shape, pairs):
@@ -232,9 +246,11 @@ def columns_shape(shape, geometry):
 
 @needs_compiler
 @for_both
+@for_channels
+@often
 @given(convolutions(), st.integers(0, 2**16), launches, memories)
-def test_im2col(kernels, real, case, seed, launch, memory):
-    shape, pairs = case
+def test_im2col(kernels, real, channels, case, seed, launch, memory):
+    shape, pairs = (*case[0], channels), case[1]
     geometry = geometry_of(shape, pairs)
     x = np.random.default_rng(seed).normal(size=shape).astype(DTYPES[real])
     n, oh, ow, kh, kw, c = columns_shape(shape, geometry)
@@ -248,9 +264,11 @@ def test_im2col(kernels, real, case, seed, launch, memory):
 
 @needs_compiler
 @for_both
+@for_channels
+@often
 @given(convolutions(), st.integers(0, 2**16), launches, memories)
-def test_col2im(kernels, real, case, seed, launch, memory):
-    shape, pairs = case
+def test_col2im(kernels, real, channels, case, seed, launch, memory):
+    shape, pairs = (*case[0], channels), case[1]
     geometry = geometry_of(shape, pairs)
     random = np.random.default_rng(seed)
     given_ = random.normal(size=columns_shape(shape, geometry)).astype(DTYPES[real])
@@ -265,13 +283,12 @@ def test_col2im(kernels, real, case, seed, launch, memory):
 
 @st.composite
 def poolings(draw):
-    """A shape (n, h, w, c) and max_pool2d's kernel, stride and padding."""
+    """A shape (n, h, w) and max_pool2d's kernel, stride and padding."""
     kernel = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     stride = draw(st.integers(1, 4)), draw(st.integers(1, 4))
     padding = tuple(draw(st.integers(0, k // 2)) for k in kernel)
     h, w = (draw(st.integers(k, k + 5)) for k in kernel)
-    channels = draw(st.sampled_from([1, 2, 3, 4, 8]))
-    return (draw(st.integers(0, 3)), h, w, channels), kernel, stride, padding
+    return (draw(st.integers(0, 3)), h, w), kernel, stride, padding
 
 
 def winners(x, kernel, stride, padding):
@@ -285,9 +302,12 @@ def winners(x, kernel, stride, padding):
 
 @needs_compiler
 @for_both
-@given(poolings(), st.integers(0, 2**16), launches, st.sampled_from(["ties", "extremes"]), memories)
-def test_max_pool_and_its_gradient(kernels, real, case, seed, launch, kind, memory):
-    (shape, kernel, stride, padding), dtype = case, DTYPES[real]
+@for_channels
+@pytest.mark.parametrize("kind", ["ties", "extremes"])
+@given(poolings(), st.integers(0, 2**16), launches, memories)
+def test_max_pool_and_its_gradient(kernels, real, channels, kind, case, seed, launch, memory):
+    (images, kernel, stride, padding), dtype = case, DTYPES[real]
+    shape = (*images, channels)
     random = np.random.default_rng(seed)
     x = values(random, shape, dtype) if kind == "ties" else with_extremes(random, shape, dtype, 0.3)
     function = functools.partial(ops.max_pool2d, kernel_size=kernel, stride=stride, padding=padding)
@@ -405,6 +425,7 @@ keys = st.tuples(*[st.one_of(st.integers(0, 3), st.integers(2**63, 2**64 - 1))] 
 
 @needs_compiler
 @for_both
+@often
 @given(
     st.sampled_from([0.0, 1e-6, 0.25, 0.5, 0.9, 1 - 1e-6, 1.0]), keys, st.integers(0, 200),
     launches, memories, st.booleans(), st.booleans(),
@@ -427,13 +448,15 @@ def test_dropout(kernels, real, p, key, size, launch, memory, in_place, live):
 @given(keys)
 def test_dropout_draws_the_bits_of_the_stream(kernels, real, key):
     """Each bit of the 16: an element's integer is the number of thresholds that it reaches."""
-    ones, y = np.ones(37, DTYPES[real]), np.empty(37, DTYPES[real])
+    memory = Memory()
+    ones, y = memory.constant(np.ones(37, DTYPES[real])), memory.empty(37, DTYPES[real])
     bits = backend.random_bits(np, key, ones.shape)
     for least in {int(bit) + more for bit in bits[[0, 1, 2, 3, 4, 15, 16, 36]] for more in (0, 1)}:
         words = [np.uint64(word) for word in key]
         arguments = [ones, y, 37, np.uint32(least), 1.0, *words, None]
         kernels(real).launch("dropout", 2, 2, arguments)
         np.testing.assert_array_equal(y, bits >= least)
+    memory.check()
 
 
 # -- loss and metrics ------------------------------------------------------------------------------
@@ -686,6 +709,7 @@ def test_adam_step(kernels, real, case, kind, live):
 @needs_compiler
 @for_both
 @given(st.integers(0, 64), launches)
+@example(64, (1, 32, 0))
 def test_write_live(kernels, real, count, launch):
     memory = Memory()
     words = np.random.default_rng(count).integers(0, 2**64, 64, np.uint64)
