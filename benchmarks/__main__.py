@@ -4,7 +4,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-from benchmarks import conv, inference, overhead, report, scaling, train_step
+from benchmarks import conv, gpu, inference, overhead, report, scaling, train_step
 
 
 class Parser(argparse.ArgumentParser):
@@ -19,7 +19,7 @@ def parser() -> Parser:
         epilog="example: python -m benchmarks train-step --model cnn --against installed --plot",
     )
     commands = top.add_subparsers(metavar="BENCHMARK")
-    for module in (train_step, inference, conv, scaling, overhead):
+    for module in (train_step, inference, conv, scaling, overhead, gpu):
         name = module.__name__.rpartition(".")[2].replace("_", "-")
         summary = (module.__doc__ or "").partition("\n")[0]
         command = commands.add_parser(name, help=summary, description=summary)

@@ -6,8 +6,11 @@ Each library has its module `in_<library>`, imported only when it is asked for, 
                                             size to a `Step`: one training step on such a batch
     predictor(model, **settings)            a network, as a function from a number of images and a
                                             batch size to a `Step`: the logits of all the images
+    gpu_trainer(model, momentum, **settings)    as `trainer`, for the benchmark `gpu`: all data lies
+                                            on the GPU, and a Step does not wait for it
 
-where `model` is "mlp" or "cnn", a Step takes nothing, and returns when all its results are there.
+where `model` is "mlp" or "cnn", a Step takes nothing, and returns when all its results are there
+(not so on a GPU).
 """
 
 import argparse
@@ -50,6 +53,9 @@ class Contender:
 
     def predictor(self, model: str) -> Callable[[int, int], Step]:
         return self._module().predictor(model, **self.settings)
+
+    def gpu_trainer(self, model: str, momentum: float) -> Callable[[int], Step]:
+        return self._module().gpu_trainer(model, momentum, **self.settings)
 
     def _module(self) -> Any:
         return importlib.import_module(f"benchmarks.in_{self.framework}")

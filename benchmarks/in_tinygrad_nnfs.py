@@ -8,7 +8,14 @@ from tinygrad_nnfs.models.mlp import MLP
 
 from benchmarks.contenders import Step
 from benchmarks.random_data import LR, batches, images, labels
-from tinygrad_nnfs import Tensor, no_grad, optim, reference_kernels, use_blas_threads
+from tinygrad_nnfs import (
+    Tensor,
+    capture,
+    no_grad,
+    optim,
+    reference_kernels,
+    use_blas_threads,
+)
 from tinygrad_nnfs.kernels import loops
 from tinygrad_nnfs.ops import softmax_cross_entropy
 
@@ -56,6 +63,27 @@ def trainer(model: str, momentum: float, kernels: str = "fast") -> Callable[[int
             return loss
 
         return step
+
+    return on_batches_of
+
+
+def gpu_trainer(
+    model: str, momentum: float, captured: bool = False, device: str = "cuda"
+) -> Callable[[int], Step]:
+    network = NETWORKS[model]().to(device)
+    optimizer = optim.SGD(network.parameters(), lr=LR, momentum=momentum)
+
+    def on_batches_of(size: int) -> Step:
+        x, y = Tensor(images(size)).to(device), Tensor(labels(size)).to(device)
+
+        def step() -> Tensor:
+            loss = softmax_cross_entropy(network(x), y)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            return loss
+
+        return capture(step, device) if captured else step
 
     return on_batches_of
 

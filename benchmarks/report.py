@@ -14,7 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -43,6 +43,14 @@ TIMES = [  # of rows that hold `timing.in_ms`
 ]
 
 
+class Table(NamedTuple):
+    """One of several tables of a benchmark."""
+
+    title: str
+    columns: list[Column]
+    rows: list[Row]
+
+
 @dataclass
 class Report:
     """What a benchmark measured. `draw` fills an empty matplotlib figure with its plot."""
@@ -52,6 +60,8 @@ class Report:
     rows: list[Row]
     notes: list[str]
     draw: Callable[[Any], None]
+    before: list[Table] = field(default_factory=list)  # tables that are printed before this one
+    facts: Row = field(default_factory=dict)  # about the machine, besides those of `machine`
 
 
 def fail(message: str, status: int = 1) -> NoReturn:
@@ -157,9 +167,9 @@ def gemm_gflops(size: int = 1024, calls: int = 50) -> float:
 def publish(options: argparse.Namespace, facts: Row, report: Report) -> None:
     """Print the table, write the JSON file, draw the plot. `facts` are those of `machine()`."""
     peak = gemm_gflops()
-    print(report.title + "\n")
-    print(table(report.columns, report.rows))
-    print("\n" + "\n".join(report.notes))
+    for title, columns, rows in [*report.before, (report.title, report.columns, report.rows)]:
+        print(f"{title}\n\n{table(columns, rows)}\n")
+    print("\n".join(report.notes))
     versions = ", ".join(f"{k} {v}" for k, v in facts["versions"].items())
     print(f"\n{facts['processor']}, {facts['cores']} cores, {facts['threads']} threads; {versions}")
     if facts["load"] is not None:
@@ -171,12 +181,14 @@ def publish(options: argparse.Namespace, facts: Row, report: Report) -> None:
         "benchmark": options.name,
         "options": {k: v for k, v in vars(options).items() if k not in unrelated},
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
-        "machine": facts,
+        "machine": facts | report.facts,
         "gemm_gflops": peak,
         "title": report.title,
         "notes": report.notes,
         "rows": report.rows,
     }
+    if report.before:
+        result["before"] = [{"title": t.title, "rows": t.rows} for t in report.before]
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
     _write(options.json, lambda path: path.write_text(text))
     if options.plot:

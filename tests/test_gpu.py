@@ -34,7 +34,7 @@ from tinygrad_nnfs import (
     reference_kernels,
 )
 from tinygrad_nnfs.checking import Draw, cases_of, requirements
-from tinygrad_nnfs.kernels import cublas
+from tinygrad_nnfs.kernels import cublas, cuda
 from tinygrad_nnfs.testing import op_cases
 
 pytestmark = pytest.mark.skipif(
@@ -325,6 +325,17 @@ def test_a_captured_optimizer_follows_the_learning_rate(name):
         np.testing.assert_array_equal(a, b)
     if "adam" in name:
         assert {int(v) for k, v in optimizer.state_dict().items() if k.endswith(".t")} == {5}
+
+
+@pytest.mark.parametrize("name", ["mlp", "cnn"])
+def test_one_kernel_updates_all_parameters_of_a_network(name, monkeypatch):
+    network, _, step, batches = network_and_step(name, [2])
+    launched = []
+    monkeypatch.setattr(cuda, "momentum_step", lambda updates, rates: launched.append(len(updates)))
+    step(*batches[0])
+    assert launched == [len(list(network.parameters()))]
+    for parameter in network.parameters():
+        assert parameter.grad.data.flags.c_contiguous  # written in place by cuBLAS
 
 
 def test_the_same_seed_gives_the_same_numbers_on_both():

@@ -50,7 +50,9 @@ def move(array: Array, device: str) -> Array:
     if device_of(array) == device:
         return array
     if device == "cuda":
-        return cupy.asarray(array)
+        # row by row: dense layers' weights are not so on the CPU, and cupy would keep their order,
+        # but kernels that update parameters take no other
+        return cupy.asarray(array, order="C")
     found = cupy.asnumpy(array)
     _reports.raise_first()
     return found
