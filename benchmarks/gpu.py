@@ -409,8 +409,10 @@ class StepCalls:
         dx = rule(dy)
         if not same_memory(dx, dy):
             this.again = lambda: rule(dy.view())  # a view: what rules share is known by identity
-        saved = [x for x in captured_memory([rule]) if not (same_memory(x, dy) or x is dx)]
+        saved = [x for x in captured_memory([rule]) if not same_memory(x, dy)]
         this.bytes, this.flops = bytes_of(dy, dx, *saved), flops
+        if len(this.launches) == 1:  # of what is saved, it may need the shape alone
+            this.bytes = this.launches[0].bytes
         return dx
 
     def recorded(self, node: Any) -> None:
