@@ -217,11 +217,12 @@ def test_gpu_without_a_gpu(tmp_path):
 
 @pytest.fixture
 def on_stand_in(tmp_path, monkeypatch, capsys):
-    """`python -m benchmarks gpu` in this process, on a small CNN: what it wrote and printed."""
+    """`python -m benchmarks gpu` in this process, of small networks: what it wrote and printed."""
     monkeypatch.syspath_prepend(ROOT)
     cupy_stand_in.install(monkeypatch)
     in_tinygrad_nnfs = importlib.import_module("benchmarks.in_tinygrad_nnfs")
-    monkeypatch.setitem(in_tinygrad_nnfs.NETWORKS, "cnn", small_cnn)
+    for name, small in {"cnn": small_cnn, "mlp": small_mlp}.items():
+        monkeypatch.setitem(in_tinygrad_nnfs.NETWORKS, name, small)
     report = importlib.import_module("benchmarks.report")
     monkeypatch.setattr(report, "gemm_gflops", lambda: 1.0)  # takes a second, and is timed above
 
@@ -242,6 +243,10 @@ def small_cnn():
         *(nn.Conv2d(1, 4, 3), nn.LeakyReLU(0.01), nn.MaxPool2d(13), nn.Dropout(0.25)),
         *(nn.Flatten(), nn.Linear(16, 10)),
     )
+
+
+def small_mlp():
+    return nn.Sequential(nn.Flatten(), nn.Linear(784, 2), nn.Dropout(0.2), nn.Linear(2, 10))
 
 
 @needs_compiler
