@@ -549,7 +549,7 @@ STEP_COLUMNS = [
     Column("model", "model"),
     Column("batch_size", "batch", "d"),
     Column("contender", "contender"),
-    *TIMES,
+    *(column._replace(format=".4f") for column in TIMES),
     Column("images_per_second", "images/s", ".0f"),
     Column("ratio", "ratio", ".2f"),
     Column("loss", "last loss", ".3f"),
