@@ -131,12 +131,13 @@ def run(options: argparse.Namespace) -> Report:
     ceiling_rows: list[Row] = []
     kernel_rows: list[Row] = []
     step_rows: list[Row] = []
+    # before anything else loads CUDA's libraries: it needs those that it came with
+    peers = usable_peers(options, remarks)
     with gpu_precision(options.precision):
         with remarks.of("the ceilings"):
             measure_ceilings(options, ceilings, ceiling_rows)
         with remarks.of("the kernels"):
             measure_kernels(options, ceilings, kernel_rows, remarks)
-        peers = usable_peers(options, remarks)
         if peers:
             with remarks.of("PyTorch's product"):
                 ceiling_rows.append(product_row("PyTorch", options, torchs_product(options)))
@@ -297,6 +298,7 @@ def measure_ceilings(options: argparse.Namespace, ceilings: Ceilings, rows: list
     watch = Stopwatch(options.rounds, span=0.05)
     source = xp.ones(options.megabytes * 10**6 // 4, np.float32)
     target = xp.empty_like(source)
+    synchronize()  # the stopwatch's stream does not wait for others
     moved = 2 * source.nbytes
     ways = {
         "copy by cudaMemcpyAsync": partial(xp.copyto, target, source),
@@ -313,6 +315,7 @@ def measure_ceilings(options: argparse.Namespace, ceilings: Ceilings, rows: list
     random, size = np.random.default_rng(0), options.size
     a, b = (xp.asarray(random.random((size, size), np.float32) - 0.5) for _ in range(2))
     y = xp.empty((size, size), np.float32)
+    synchronize()
     seconds = watch.seconds(lambda: xp.matmul(a, b, out=y))
     row = product_row("backend.cupy.matmul", options, 2 * size**3 / seconds / 1e12)
     ceilings.flops = 1e12 * row["tflop_per_s"]
@@ -409,8 +412,10 @@ class StepCalls:
         dx = rule(dy)
         if not same_memory(dx, dy):
             this.again = lambda: rule(dy.view())  # a view: what rules share is known by identity
-        saved = [x for x in captured_memory([rule]) if not (same_memory(x, dy) or x is dx)]
+        saved = [x for x in captured_memory([rule]) if not same_memory(x, dy)]
         this.bytes, this.flops = bytes_of(dy, dx, *saved), flops
+        if len(this.launches) == 1:  # of what is saved, it may need the shape alone
+            this.bytes = this.launches[0].bytes
         return dx
 
     def recorded(self, node: Any) -> None:
@@ -544,7 +549,7 @@ STEP_COLUMNS = [
     Column("model", "model"),
     Column("batch_size", "batch", "d"),
     Column("contender", "contender"),
-    *TIMES,
+    *(column._replace(format=".4f") for column in TIMES),
     Column("images_per_second", "images/s", ".0f"),
     Column("ratio", "ratio", ".2f"),
     Column("loss", "last loss", ".3f"),

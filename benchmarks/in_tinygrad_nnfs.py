@@ -67,14 +67,12 @@ def trainer(model: str, momentum: float, kernels: str = "fast") -> Callable[[int
     return on_batches_of
 
 
-def gpu_trainer(
-    model: str, momentum: float, captured: bool = False, device: str = "cuda"
-) -> Callable[[int], Step]:
-    network = NETWORKS[model]().to(device)
+def gpu_trainer(model: str, momentum: float, captured: bool = False) -> Callable[[int], Step]:
+    network = NETWORKS[model]().to("cuda")
     optimizer = optim.SGD(network.parameters(), lr=LR, momentum=momentum)
 
     def on_batches_of(size: int) -> Step:
-        x, y = Tensor(images(size)).to(device), Tensor(labels(size)).to(device)
+        x, y = Tensor(images(size)).to("cuda"), Tensor(labels(size)).to("cuda")
 
         def step() -> Tensor:
             loss = softmax_cross_entropy(network(x), y)
@@ -83,7 +81,7 @@ def gpu_trainer(
             optimizer.step()
             return loss
 
-        return capture(step, device) if captured else step
+        return capture(step) if captured else step
 
     return on_batches_of
 

@@ -25,6 +25,9 @@ NETWORKS = {
 }
 
 
+DEVICE = "cuda"  # of gpu_trainer
+
+
 def _network(model: str, channels_last: bool, compiled: bool) -> tuple[nn.Module, nn.Module]:
     """The network, and what to call: the compiled one may be another."""
     network = NETWORKS[model]().to(memory_format=_layout(channels_last))
@@ -71,13 +74,12 @@ def gpu_trainer(
     channels_last: bool = False,
     mode: str | None = None,
     graphed: bool = False,
-    device: str = "cuda",
 ) -> Callable[[int], Step]:
     """`mode`: of torch.compile, for network and loss, forward and backward; None: eager.
 
     `graphed`: the whole step, the optimiser's too, is recorded as one CUDA graph.
     """
-    network = NETWORKS[model]().to(device, memory_format=_layout(channels_last))
+    network = NETWORKS[model]().to(DEVICE, memory_format=_layout(channels_last))
     optimizer = torch.optim.SGD(network.parameters(), lr=LR, momentum=momentum, fused=True)
     cross_entropy = nn.CrossEntropyLoss()
 
@@ -87,8 +89,8 @@ def gpu_trainer(
     call = torch.compile(loss_of, mode=mode, dynamic=False) if mode else loss_of
 
     def on_batches_of(size: int) -> Step:
-        x = torch.from_numpy(images(size)).to(device, memory_format=_layout(channels_last))
-        y = torch.from_numpy(labels(size)).to(device)
+        x = torch.from_numpy(images(size)).to(DEVICE, memory_format=_layout(channels_last))
+        y = torch.from_numpy(labels(size)).to(DEVICE)
 
         def step() -> Tensor:
             optimizer.zero_grad()  # first: a compiled forward may write where gradients were
@@ -123,7 +125,7 @@ def _as_graph(step: Callable[[], Tensor]) -> Callable[[], Tensor]:
 
 def product_tflops(size: int, calls: int = 10) -> float:
     """The speed of a float32 matrix product on the GPU, at the precision that is set."""
-    a, b = torch.rand(2, size, size, device="cuda") - 0.5
+    a, b = torch.rand(2, size, size, device=DEVICE) - 0.5
     y = a @ b
     start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
     start.record()
