@@ -46,6 +46,18 @@ def kernel_names(text):
     return re.findall(r'extern "C" __global__ void (\w+)\(', text)
 
 
+def kernels_with_barriers(text):
+    """Those that call __syncthreads, or a function that does. Only they need fibers."""
+    functions = re.findall(
+        r"^(?:extern \"C\" __global__|__device__)[^{;]*?(\w+)\([^{;]*\{(.*?)^\}", text, re.M | re.S
+    )
+    with_barriers = {"__syncthreads"}
+    for name, body in functions:  # a function stands before those that call it
+        if any(f"{other}(" in body for other in with_barriers):
+            with_barriers.add(name)
+    return with_barriers
+
+
 class Parameter(ctypes.Structure):
     """`Parameter` of cuda_shim.hpp."""
 
@@ -63,7 +75,10 @@ def load(real, folder=None, source=SOURCE):
     """The kernels of `source` for "float" or "double"; what is compiled stays in `folder`."""
     text = source.read_text()
     names = kernel_names(text)
-    kernels = ", ".join(f'describe("{name}", {name})' for name in names)
+    barriers = kernels_with_barriers(text)
+    kernels = ", ".join(
+        f'describe("{name}", {str(name in barriers).lower()}, {name})' for name in names
+    )
     program = (
         f'#include "{SHIM}"\n#include "{source}"\n'
         f"namespace shim {{ const std::vector<Kernel> kernels = {{{kernels}}}; }}\n"
