@@ -160,7 +160,7 @@ def conv2d_by_cublas(
     def dweight(dy):
         # the columns are made again rather than kept: they are kh kw times the images
         gradient = product(rows(dy).T, columns()).reshape(o, kh, kw, c)
-        return xp.ascontiguousarray(_channels_first(gradient))
+        return _channels_first(gradient).copy()  # no view: the weight then keeps it as it is
 
     def dbias(dy):
         return _sum_rows(rows(dy))
@@ -173,13 +173,15 @@ def _sum_rows(x: Any) -> Any:
     """The sum over the rows of a dense matrix: those of each chunk first, then those sums."""
     rows, outputs = x.shape
     chunk = max(64, math.isqrt(rows))
-    for size in (chunk, -(-rows // chunk)):
-        sums = xp.empty((-(-len(x) // size), outputs), x.dtype)
-        kernel = _kernel(backend.load_cupy(), "sum_rows", REALS[x.dtype.name])
-        grid = (-(-outputs // 32), len(sums))
-        kernel(grid, (32, 8), (x, sums, len(x), np.int32(outputs), size))
-        x = sums
-    return x.reshape(outputs)
+    chunks = -(-rows // chunk)
+    partial, total = xp.empty((chunks, outputs), x.dtype), xp.empty(outputs, x.dtype)
+    kernel, across = (
+        _kernel(backend.load_cupy(), "sum_rows", REALS[x.dtype.name]),
+        -(-outputs // 32),
+    )
+    kernel((across, chunks), (32, 8), (x, partial, rows, np.int32(outputs), chunk))
+    kernel((across, 1), (32, 8), (partial, total, chunks, np.int32(outputs), chunks))
+    return total
 
 
 @leaky_relu.on(xp, when=_computes)
