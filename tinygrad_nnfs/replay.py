@@ -177,7 +177,7 @@ class _Record:
             with contextlib.suppress(Exception):  # it ends the capture, and says that it failed
                 self.stream.end_capture()
             self.reads, self.words = [], []
-            if isinstance(error, NotImplementedError) or "StreamCapture" in str(error):
+            if _is_refusal(error):
                 reason = " ".join(str(error).split())
                 raise RuntimeError(
                     "capture: this step cannot be captured: it waits for the GPU (item(), numpy(), "
@@ -202,6 +202,15 @@ class _Record:
         self.words.append(_words(values))
         place = self.slots[begin : begin + len(values)]
         return place.view(np.float64) if isinstance(values[0], float) else place
+
+
+def _is_refusal(error: Exception) -> bool:
+    """Whether CUDA, or cupy before it asks CUDA, has refused what a graph cannot hold."""
+    said = str(error)
+    return isinstance(error, NotImplementedError) or (
+        isinstance(error, RuntimeError)
+        and any(words in said for words in ("StreamCapture", "STREAM_CAPTURE", "is capturing"))
+    )
 
 
 def _words(values: Any) -> np.ndarray:
