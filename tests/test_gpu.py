@@ -327,6 +327,26 @@ def test_a_captured_optimizer_follows_the_learning_rate(name):
         assert {int(v) for k, v in optimizer.state_dict().items() if k.endswith(".t")} == {5}
 
 
+@pytest.mark.parametrize("name", ["momentum", "adam", "own rule"])
+def test_a_captured_optimizer_takes_any_kind_of_number(name):
+    results = []
+    for wrap in (lambda step: step, capture):
+        parameter = Parameter(on_gpu(np.float32([1, 2, 3])))
+        optimizer = OPTIMIZERS[name]([parameter])
+
+        def step(parameter=parameter, optimizer=optimizer):
+            optimizer.zero_grad()
+            (parameter * parameter).sum().backward()
+            optimizer.step()
+
+        step = wrap(step)
+        for lr in (1, 1, 1, np.float32(0.25), 0.5, 0):
+            optimizer.groups[0]["lr"] = lr
+            step()
+        results.append(host(parameter).tolist())
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_one_kernel_updates_all_parameters_of_a_network(name, monkeypatch):
     network, _, step, batches = network_and_step(name, [2])

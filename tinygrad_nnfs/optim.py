@@ -258,7 +258,9 @@ class SGD(Optimizer):
             }
             for data, grad, state, group in updates
         ]
-        kernels.cuda.momentum_step(tensors, live(lambda: [group["lr"] for *_, group in updates]))
+        kernels.cuda.momentum_step(
+            tensors, live(lambda: [float(group["lr"]) for *_, group in updates])
+        )
 
 
 class Adam(Optimizer):
@@ -329,7 +331,7 @@ class Adam(Optimizer):
 
         def numbers() -> list[float]:
             each = [(group["lr"], *_corrections(state, group)) for _, _, state, group in updates]
-            return [number for some in each for number in some]
+            return [float(number) for some in each for number in some]
 
         kernels.cuda.adam_step(tensors, live(numbers))
 
@@ -337,7 +339,7 @@ class Adam(Optimizer):
 def _corrections(state: dict[str, Any], group: dict[str, Any]) -> list[float]:
     """1 - beta^t for both betas, at the next t: moments that began as 0 are too small by that."""
     t = state["t"] = state.get("t", 0) + 1
-    return [1 - beta**t for beta in group["betas"]]
+    return [1.0 - beta**t for beta in group["betas"]]
 
 
 class AdamW(Adam):

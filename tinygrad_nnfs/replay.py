@@ -46,7 +46,7 @@ def live_number(number: float, read: Callable[[], float], dtype: Any) -> Any:
     """`number`, which is `read()` now; while a step is captured, a 0-d array that follows it."""
     if _capturing.record is None:
         return number
-    return live(lambda: [read()]).astype(dtype).reshape(())
+    return live(lambda: [float(read())]).astype(dtype).reshape(())
 
 
 def is_capturing() -> bool:
