@@ -525,6 +525,25 @@ def test_an_error_of_the_step_itself_is_shown_as_it_is():
         step(x)
 
 
+def test_an_interrupted_capture_is_ended():
+    calls = []
+
+    @capture
+    def step(x):
+        calls.append(0)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return x * 2
+
+    x = Tensor([1.0, 2.0]).to("cuda")
+    for _ in range(2):
+        step(x)
+    with pytest.raises(KeyboardInterrupt):
+        step(x)
+    for _ in range(2):
+        assert host(step(x)).tolist() == [2, 4]
+
+
 def test_a_captured_step_may_call_another():
     @capture
     def inner(x):

@@ -170,10 +170,10 @@ class _Record:
         gc.collect()  # arrays that die in cycles must not be freed while the stream records
         gc.disable()
         _capturing.record = self
-        self.stream.begin_capture()
         try:
+            self.stream.begin_capture()
             self.outputs = _off_the_tape(self.step(*self.inputs))
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C, too, must not leave the stream recording
             with contextlib.suppress(Exception):  # it ends the capture, and says that it failed
                 self.stream.end_capture()
             self.reads, self.words = [], []
@@ -204,7 +204,7 @@ class _Record:
         return place.view(np.float64) if isinstance(values[0], float) else place
 
 
-def _is_refusal(error: Exception) -> bool:
+def _is_refusal(error: BaseException) -> bool:
     """Whether CUDA, or cupy before it asks CUDA, has refused what a graph cannot hold."""
     said = str(error)
     return isinstance(error, NotImplementedError) or (
