@@ -350,6 +350,25 @@ def test_a_captured_optimizer_takes_any_kind_of_number(name):
     assert results[0] == results[1]
 
 
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+def test_a_captured_optimizer_goes_on_from_a_loaded_state(name):
+    results = []
+    for wrap in (lambda step: step, capture):
+        network, rule, step, batches = network_and_step("mlp", [4] * 10, wrap, name)
+        for batch in batches[:4]:
+            step(*batch)
+        saved = network.state_dict(), rule.state_dict()
+        for batch in batches[4:7]:
+            step(*batch)
+        network.load_state_dict(saved[0])
+        rule.load_state_dict(saved[1])
+        for batch in batches[7:]:
+            step(*batch)
+        state = {**network.state_dict(), **rule.state_dict()}
+        results.append({key: value.tobytes() for key, value in state.items()})
+    assert results[0] == results[1]
+
+
 @pytest.mark.parametrize("name", ["mlp", "cnn"])
 def test_one_kernel_updates_all_parameters_of_a_network(name, monkeypatch):
     network, _, step, batches = network_and_step(name, [2])

@@ -161,7 +161,16 @@ class Optimizer:
                 )
             # in the parameter's own memory order, for which the fast update looks
             _buffer(mine, name, parameter.data)[...] = backend.move(value, parameter.device)
-        self.state = restored
+        self.state = {parameter: self.state.get(parameter, {}) for parameter in restored}
+        for known, mine in restored.items():
+            own = self.state[known]
+            for name in own.keys() - mine.keys():
+                del own[name]
+            for name, value in mine.items():
+                if name in own and backend.is_array(value):
+                    own[name][...] = value  # in place: a captured step uses this memory
+                else:
+                    own[name] = value
 
     def _parameters(self) -> list[Parameter]:
         return [parameter for group in self.groups for parameter in group["params"]]
