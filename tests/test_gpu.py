@@ -636,6 +636,16 @@ def test_training_is_that_of_the_cpu(name):
         np.testing.assert_allclose(found.weights()[name], array, rtol=0, atol=2e-4)
 
 
+def test_images_in_any_memory_order_are_learnt():
+    recipe = Recipe(epochs=1, batch_size=16)
+    results = []
+    for images in (IMAGES, np.asfortranarray(IMAGES)):
+        training = GpuTraining(recipe, images, LABELS)
+        finished(training)
+        results.append({name: array.tobytes() for name, array in training.weights().items()})
+    assert results[0] == results[1]
+
+
 def test_training_goes_on_within_an_epoch(monkeypatch):
     monkeypatch.setattr("tinygrad_nnfs.models.gpu_training.SECONDS", 0)
     recipe = RECIPES["augmented"]
