@@ -6,6 +6,9 @@ what cupy and CUDA's capture refuse. `make test-gpu` runs these tests on a GPU.
 
 import contextlib
 import functools
+import gc
+import threading
+import weakref
 
 import cuda_on_cpu
 import cupy_stand_in
@@ -545,6 +548,23 @@ def test_an_error_of_the_step_itself_is_shown_as_it_is():
         step(x)
     with pytest.raises(ValueError, match=r"^matmul\(a: float32 \(1, 2\), b"):
         step(x)
+
+
+def test_a_graph_outlives_the_thread_that_captured_it():
+    x, handles = Tensor(np.ones((2, 2), np.float32)).to("cuda"), []
+    step = capture(lambda x: x @ x)
+
+    def work():
+        for _ in range(3):
+            step(x)
+        handles.append(weakref.ref(cublas._here.handle))
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    thread.join()
+    gc.collect()
+    assert handles[0]() is not None  # with the memory that its products work in
+    assert host(step(x)).tolist() == [[2, 2], [2, 2]]
 
 
 def test_an_interrupted_capture_is_ended():

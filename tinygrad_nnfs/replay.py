@@ -136,6 +136,7 @@ class _Record:
         self.reads: list[Callable[[], Any]] = []
         self.words: list[np.ndarray] = []  # of each read, as 64-bit words
         self.slots: Any = None
+        self.products: Any = None  # what the matrix products of the graph need
 
     def __call__(self, inputs: Sequence[Any]) -> Any:
         if self.graph is None and self.to_warm_up:
@@ -191,6 +192,7 @@ class _Record:
             if collects:
                 gc.enable()
         self.graph = self.stream.end_capture()
+        self.products = kernels.cublas.handle_in_use()
 
     def follow(self, read: Callable[[], Any]) -> Any:
         """The place on the GPU of what `read` returns, from now on."""

@@ -78,6 +78,12 @@ class _Handle:
 _here = threading.local()
 
 
+def handle_in_use() -> Any:
+    """What a graph that this thread has captured needs: its products work in the handle's memory,
+    which is the thread's own, and would go with the thread."""
+    return getattr(_here, "handle", None)
+
+
 def load_cublas() -> Any:
     """The C library that cupy itself uses. Raises RuntimeError where there is none."""
     try:
