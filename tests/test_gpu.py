@@ -230,6 +230,17 @@ def test_matmul_into_memory_that_is_given():
         np.testing.assert_array_equal(host(y), a @ b)
 
 
+def test_one_product_is_no_stack_of_products(device):
+    """cuBLAS divides the long sum of one product among blocks."""
+    if device == "gpu":
+        pytest.skip("cuBLAS does not tell what it was called with")
+    x = on_gpu(np.ones((2, 3, 3)))
+    for a, b in ((x[0], x[1]), (x[:1], x[1]), (x, x)):
+        backend.cupy.matmul(a, b)
+    called = [name for name, _ in cublas.load_cublas().calls]
+    assert called == ["cublasGemmEx", "cublasGemmEx", "cublasGemmStridedBatchedEx"]
+
+
 def test_precision(device):
     a = np.float32([[1 + 2**-12]])
     product = functools.partial(backend.cupy.matmul, on_gpu(a), on_gpu(a.T))
