@@ -37,8 +37,8 @@ class GpuTraining(Training):
         recipe, count = self.recipe, len(self.images)
         if recipe.erase:
             raise TrainingError("erase is not there on device 'cuda': use device 'cpu', or erase 0")
-        self.resident, self.resident_labels = xp.asarray(self.images), xp.asarray(self.labels)
-        self.resident_labels = self.resident_labels.astype(np.int64)
+        self.resident = backend.move(self.images, "cuda")  # row by row, as the kernel reads them
+        self.resident_labels = xp.asarray(self.labels).astype(np.int64)
         self.resident_targets: Any = None
         self.order = xp.zeros(count, np.int64)
         self.shifts = xp.zeros((2, count), np.int64) if recipe.shift else (None, None)

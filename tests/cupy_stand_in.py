@@ -210,6 +210,16 @@ class Stream:
             self._capture.invalid = True
             raise CUDARuntimeError(900, detail)
 
+    def _refuse_copy(self, what):
+        """The same for copies: cupy itself refuses these, so that the capture stays valid."""
+        self._implicit()
+        if self._capture is not None and self._capture.invalid:
+            raise RuntimeError(
+                "the stream was capturing, but an error has invalidated the capture sequence"
+            )
+        if self._capture is not None:
+            raise RuntimeError(f"the current stream is capturing, so {what} are disallowed")
+
 
 Stream.null = Stream(null=True)
 
@@ -546,7 +556,7 @@ class ndarray:  # noqa: N801 - its name in messages and pictures is cupy's
     # -- to the host --
 
     def get(self, stream=None, order="C", out=None, blocking=True):
-        (get_current_stream() if stream is None else stream)._refuse("a copy to the host")
+        (get_current_stream() if stream is None else stream)._refuse_copy("D2H transfers")
         if out is None:
             return np.array(self._host, order=order)
         if not isinstance(out, np.ndarray) or out.dtype != self.dtype:
@@ -557,7 +567,7 @@ class ndarray:  # noqa: N801 - its name in messages and pictures is cupy's
         return out
 
     def set(self, arr, stream=None):
-        (get_current_stream() if stream is None else stream)._refuse("a copy from the host")
+        (get_current_stream() if stream is None else stream)._refuse_copy("H2D transfers")
         if not isinstance(arr, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if arr.dtype != self.dtype:
@@ -717,7 +727,7 @@ class ndarray:  # noqa: N801 - its name in messages and pictures is cupy's
         return _kernel(lambda: np.repeat(host, repeats, axis))
 
     def nonzero(self):
-        get_current_stream()._refuse("nonzero, whose shape depends on values")
+        get_current_stream()._refuse_copy("D2H transfers")  # of how many there are
         return tuple(array(part) for part in self._host.nonzero())
 
     def clip(self, min=None, max=None, out=None):
@@ -957,7 +967,7 @@ class _Index:
 
     def refuse_masks(self):
         if self.has_mask:
-            get_current_stream()._refuse("a mask as an index: how much it selects is read back")
+            get_current_stream()._refuse_copy("D2H transfers")  # of how much it selects
 
     def values(self, value):
         """What is to be put there, as numpy's array."""
@@ -1100,7 +1110,7 @@ def array(obj, dtype=None, copy=True, order="K", subok=False, ndmin=0, *, blocki
     by_columns = order == "F" or (order in ("K", "A", None) and host.flags.fnc)
     result = ndarray(host.shape, host.dtype, order="F" if by_columns else "C")
     if host.ndim:
-        get_current_stream()._refuse("a copy from the host")
+        get_current_stream()._refuse_copy("H2D transfers")
         result._host[...] = host
     else:
         result.fill(host)  # a number goes along with a kernel
@@ -1226,7 +1236,7 @@ def concatenate(tup, axis=0, out=None, *, dtype=None, casting="same_kind"):
         arrays, axis = [a.ravel() for a in arrays], 0
     if len(arrays) > 8:
         # cupy makes one kernel of it, and copies a table of their addresses from the host
-        get_current_stream()._refuse("the concatenation of more than 8 arrays")
+        get_current_stream()._refuse_copy("H2D transfers")
     hosts = [a._host for a in arrays]
     return _kernel(
         lambda: np.concatenate(hosts, axis, dtype=dtype, casting=casting), out, casting, exact=True

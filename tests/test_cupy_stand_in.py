@@ -318,10 +318,10 @@ def test_a_graph_gives_the_eager_results_time_after_time(names):
                     np.testing.assert_array_equal(array.get(), expected)
 
 
-def test_what_cannot_be_captured_ends_the_capture(cupy, stream):
+def test_what_cannot_be_captured(cupy, stream):
     x, labels = cupy.ones((2, 2)), cupy.zeros(2, int)
     event = cupy.cuda.Event()
-    forbidden = [
+    copies = [
         lambda: cupy.asarray(np.ones(3)),
         lambda: cupy.array([1.0, 2.0]),
         lambda: x[[0, 1]],
@@ -339,6 +339,16 @@ def test_what_cannot_be_captured_ends_the_capture(cupy, stream):
         lambda: x.nonzero(),
         lambda: cupy.where(x > 0),
         lambda: cupy.concatenate([x] * 9),
+    ]
+    for operation in copies:  # which cupy itself refuses
+        operation()
+        stream.begin_capture()
+        x.sum()
+        with pytest.raises(RuntimeError, match=r"stream is capturing, so (H2D|D2H) tra"):
+            operation()
+        _ = x + 1
+        stream.end_capture()
+    forbidden = [
         lambda: stream.synchronize(),
         lambda: cupy.cuda.Device().synchronize(),
         lambda: cupy.cuda.runtime.deviceSynchronize(),
@@ -351,6 +361,8 @@ def test_what_cannot_be_captured_ends_the_capture(cupy, stream):
             operation()
         with pytest.raises(CUDARuntimeError, match="cudaErrorStreamCaptureInvalidated"):
             _ = x + 1
+        with pytest.raises(RuntimeError, match="error has invalidated the capture sequence"):
+            x.get()
         with pytest.raises(CUDARuntimeError, match="cudaErrorStreamCaptureInvalidated"):
             stream.end_capture()
         assert not stream.is_capturing()
@@ -463,7 +475,7 @@ def test_kernels(cupy, stream, fake_kernels):
     graph.launch()
     graph.launch()
     same(x, np.full(4, 8, np.float32))
-    with pytest.raises(CUDARuntimeError, match="Unsupported"):
+    with pytest.raises(RuntimeError, match="is capturing, so D2H transfers are disallowed"):
         capture(stream, x.get)
     stream._capture = None
 

@@ -161,7 +161,16 @@ class Optimizer:
                 )
             # in the parameter's own memory order, for which the fast update looks
             _buffer(mine, name, parameter.data)[...] = backend.move(value, parameter.device)
-        self.state = restored
+        self.state = {parameter: self.state.get(parameter, {}) for parameter in restored}
+        for known, mine in restored.items():
+            own = self.state[known]
+            for name in own.keys() - mine.keys():
+                del own[name]
+            for name, value in mine.items():
+                if name in own and backend.is_array(value):
+                    own[name][...] = value  # in place: a captured step uses this memory
+                else:
+                    own[name] = value
 
     def _parameters(self) -> list[Parameter]:
         return [parameter for group in self.groups for parameter in group["params"]]
@@ -258,7 +267,9 @@ class SGD(Optimizer):
             }
             for data, grad, state, group in updates
         ]
-        kernels.cuda.momentum_step(tensors, live(lambda: [group["lr"] for *_, group in updates]))
+        kernels.cuda.momentum_step(
+            tensors, live(lambda: [float(group["lr"]) for *_, group in updates])
+        )
 
 
 class Adam(Optimizer):
@@ -329,7 +340,7 @@ class Adam(Optimizer):
 
         def numbers() -> list[float]:
             each = [(group["lr"], *_corrections(state, group)) for _, _, state, group in updates]
-            return [number for some in each for number in some]
+            return [float(number) for some in each for number in some]
 
         kernels.cuda.adam_step(tensors, live(numbers))
 
@@ -337,7 +348,7 @@ class Adam(Optimizer):
 def _corrections(state: dict[str, Any], group: dict[str, Any]) -> list[float]:
     """1 - beta^t for both betas, at the next t: moments that began as 0 are too small by that."""
     t = state["t"] = state.get("t", 0) + 1
-    return [1 - beta**t for beta in group["betas"]]
+    return [1.0 - beta**t for beta in group["betas"]]
 
 
 class AdamW(Adam):

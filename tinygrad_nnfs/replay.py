@@ -46,7 +46,7 @@ def live_number(number: float, read: Callable[[], float], dtype: Any) -> Any:
     """`number`, which is `read()` now; while a step is captured, a 0-d array that follows it."""
     if _capturing.record is None:
         return number
-    return live(lambda: [read()]).astype(dtype).reshape(())
+    return live(lambda: [float(read())]).astype(dtype).reshape(())
 
 
 def is_capturing() -> bool:
@@ -136,6 +136,7 @@ class _Record:
         self.reads: list[Callable[[], Any]] = []
         self.words: list[np.ndarray] = []  # of each read, as 64-bit words
         self.slots: Any = None
+        self.products: Any = None  # what the matrix products of the graph need
 
     def __call__(self, inputs: Sequence[Any]) -> Any:
         if self.graph is None and self.to_warm_up:
@@ -170,14 +171,14 @@ class _Record:
         gc.collect()  # arrays that die in cycles must not be freed while the stream records
         gc.disable()
         _capturing.record = self
-        self.stream.begin_capture()
         try:
+            self.stream.begin_capture()
             self.outputs = _off_the_tape(self.step(*self.inputs))
-        except Exception as error:
+        except BaseException as error:  # Ctrl-C, too, must not leave the stream recording
             with contextlib.suppress(Exception):  # it ends the capture, and says that it failed
                 self.stream.end_capture()
             self.reads, self.words = [], []
-            if isinstance(error, NotImplementedError) or "StreamCapture" in str(error):
+            if _is_refusal(error):
                 reason = " ".join(str(error).split())
                 raise RuntimeError(
                     "capture: this step cannot be captured: it waits for the GPU (item(), numpy(), "
@@ -191,6 +192,7 @@ class _Record:
             if collects:
                 gc.enable()
         self.graph = self.stream.end_capture()
+        self.products = kernels.cublas.handle_in_use()
 
     def follow(self, read: Callable[[], Any]) -> Any:
         """The place on the GPU of what `read` returns, from now on."""
@@ -202,6 +204,15 @@ class _Record:
         self.words.append(_words(values))
         place = self.slots[begin : begin + len(values)]
         return place.view(np.float64) if isinstance(values[0], float) else place
+
+
+def _is_refusal(error: BaseException) -> bool:
+    """Whether CUDA, or cupy before it asks CUDA, has refused what a graph cannot hold."""
+    said = str(error)
+    return isinstance(error, NotImplementedError) or (
+        isinstance(error, RuntimeError)
+        and any(words in said for words in ("StreamCapture", "STREAM_CAPTURE", "is capturing"))
+    )
 
 
 def _words(values: Any) -> np.ndarray:

@@ -78,6 +78,12 @@ class _Handle:
 _here = threading.local()
 
 
+def handle_in_use() -> Any:
+    """What a graph that this thread has captured needs: its products work in the handle's memory,
+    which is the thread's own, and would go with the thread."""
+    return getattr(_here, "handle", None)
+
+
 def load_cublas() -> Any:
     """The C library that cupy itself uses. Raises RuntimeError where there is none."""
     try:
@@ -142,17 +148,18 @@ def _multiply(a: Any, b: Any, y: Any) -> None:
     b, b_form, b_lead, b_step = _layout(b)
     a, a_form, a_lead, a_step = _layout(a)
     count, n, outputs = y.shape
-    _check(
-        handle.library.cublasGemmStridedBatchedEx(
-            handle.pointer, b_form, a_form, outputs, n, a.shape[2],
-            ctypes.byref(number(1)),
-            ctypes.c_void_p(b.data.ptr), kind, b_lead, ctypes.c_longlong(b_step),
-            ctypes.c_void_p(a.data.ptr), kind, a_lead, ctypes.c_longlong(a_step),
-            ctypes.byref(number(0)),
-            ctypes.c_void_p(y.data.ptr), kind, outputs,
-            ctypes.c_longlong(n * outputs), count, compute, -1,
-        )
-    )  # fmt: skip
+    left = ctypes.c_void_p(b.data.ptr), kind, b_lead
+    right = ctypes.c_void_p(a.data.ptr), kind, a_lead
+    result = ctypes.c_void_p(y.data.ptr), kind, outputs
+    common = handle.pointer, b_form, a_form, outputs, n, a.shape[2], ctypes.byref(number(1))
+    zero = ctypes.byref(number(0))
+    if count == 1:  # it may divide a long sum among blocks, as convolutions' dweight asks for
+        function = handle.library.cublasGemmEx
+        _check(function(*common, *left, *right, zero, *result, compute, -1))
+        return
+    function = handle.library.cublasGemmStridedBatchedEx
+    to_b, to_a, to_y = map(ctypes.c_longlong, (b_step, a_step, n * outputs))  # the next matrix
+    _check(function(*common, *left, to_b, *right, to_a, zero, *result, to_y, count, compute, -1))
 
 
 def _layout(x: Any) -> tuple[Any, int, int, int]:
