@@ -222,7 +222,9 @@ PUBLISHED = {
     "mnist-dropout": Published(99.97, 98.22, (98.17, 98.22)),
     "mnist-dropout-l2": Published(99.99, 98.21, (98.15, 98.24)),
     "fashion-minibatch": Published(94.7, 89.21, (88.23, 88.77), 89.26),
-    "fashion-dropout": Published(95.4, 90.07, (88.78, 88.91, 89.34), 89.55),
+    "fashion-dropout": Published(
+        95.4, 90.07, (88.78, 88.91, 89.34, 89.23, 89.26, 89.30, 88.34, 89.27), 89.55
+    ),
     "fashion-dropout-l2": Published(95.6, 90.18, (89.04, 89.16, 89.08), 89.71),
     "fashion-cnn": Published(97.92, 94.17, (93.03,)),
 }

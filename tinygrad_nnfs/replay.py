@@ -49,11 +49,6 @@ def live_number(number: float, read: Callable[[], float], dtype: Any) -> Any:
     return live(lambda: [float(read())]).astype(dtype).reshape(())
 
 
-def is_capturing() -> bool:
-    """Whether this thread captures a step."""
-    return _capturing.record is not None
-
-
 def capture(step: Step, device: str = "cuda", *, warm_up: int = WARM_UP) -> Step:
     """`step` as a CUDA graph: the same function, faster on a GPU; on "cpu" `step` itself.
 
