@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from tinygrad_nnfs import backend, kernels
 from tinygrad_nnfs.backend import Array
@@ -111,12 +112,13 @@ class Optimizer:
                     none_has_one = False
                     if parameter not in self.state:
                         self.state[parameter] = {}
-                    if type(parameter.data) is np.ndarray:
+                    if type(parameter.data) is ndarray:
                         self.update(parameter.data, grad.data, self.state[parameter], group)
                     else:
                         on_gpu.append((parameter.data, grad.data, self.state[parameter], group))
-        for dtype in {data.dtype: None for data, *_ in on_gpu}:
-            self.update_on_gpu([update for update in on_gpu if update[0].dtype == dtype])
+        if on_gpu:
+            for dtype in {data.dtype: None for data, *_ in on_gpu}:
+                self.update_on_gpu([update for update in on_gpu if update[0].dtype == dtype])
         if none_has_one:
             raise RuntimeError(
                 f"{self._name}.step: no parameter has a gradient: call backward() first, and "

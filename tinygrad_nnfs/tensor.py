@@ -237,7 +237,8 @@ class Tensor:
         """The value of a tensor of one element as a Python number."""
         if self.data.size != 1:
             raise ValueError(f"item() needs a tensor of one element, found shape {self.shape}")
-        return cast(float | int | bool, self.numpy().item())
+        array = self.data if type(self.data) is ndarray else self.numpy()
+        return cast(float | int | bool, array.item())
 
     def __float__(self) -> float:
         return float(self.item())
