@@ -170,6 +170,7 @@ class Run:
         saved_at = began
         try:
             with catch_signals() as caught:
+                self.training.interrupted = lambda: bool(caught)
                 for progress in self.training.steps():
                     now = time.perf_counter()
                     self.seconds = before + now - began
@@ -183,8 +184,9 @@ class Run:
                         break
                 else:
                     self.save()
-                    self.training.finish()
-                    self.save_model("model.safetensors", self.training.network.state_dict())
+                    if self.finished:  # and not interrupted between steps
+                        self.training.finish()
+                        self.save_model("model.safetensors", self.training.network.state_dict())
                 self.draw_curves()
                 if caught:
                     raise SignalError(caught[0])

@@ -4,12 +4,12 @@ import contextlib
 import json
 import math
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from tinygrad_nnfs.models import augmentation
-from tinygrad_nnfs.models.evaluation import evaluate, probabilities
+from tinygrad_nnfs.models.evaluation import BATCH_SIZE, evaluate, probabilities
 from tinygrad_nnfs.models.networks import NETWORKS, build, load_model, shipped
 from tinygrad_nnfs.models.recipes import OPTIMIZERS, Recipe
 
@@ -30,11 +30,16 @@ from tinygrad_nnfs.ops import soft_cross_entropy, softmax_cross_entropy
 # what random numbers are for: each purpose has streams of its own
 ORDER, AUGMENTATION, MIXTURE = 1, 2, 3
 MIXTURES = 8  # of the images, taken in turns: a teacher judges each of them once
+JUDGED = 4 * BATCH_SIZE  # images at a time; whole batches, so that it changes no bit
 AVERAGE_EVERY = 8  # steps between updates of the weights' average: one costs as much as SGD's step
 
 
 class TrainingError(Exception):
     """Training cannot go on; the message says where it stopped and what to try."""
+
+
+class InterruptError(Exception):
+    """Training shall stop before its next step."""
 
 
 @dataclass(frozen=True)
@@ -125,10 +130,12 @@ class Training:
         self.shown, self.targets = images, None  # in this epoch; None: the labels
         self.best: dict[str, np.ndarray] = {}  # the weights of the best epoch
         self.at = Counters()
+        self.interrupted: Callable[[], bool] = lambda: False  # asked where no step ends for long
 
     def steps(self) -> Iterator[Progress]:
         """Go on until training is finished; yields after every step (on a GPU not as often).
 
+        Ends early if `interrupted` while a teacher judges images, which may take a minute.
         Each epoch sees every image once; its last batch is smaller where the batch size does not
         divide. Raises TrainingError when the loss is not finite, before the weights learn from it.
         """
@@ -136,7 +143,10 @@ class Training:
         steps_of_epoch = -(-count // size)
         while at.epoch < self.recipe.epochs and not at.stopped:
             order = self.random(ORDER, at.epoch).permutation(count)
-            self.begin_epoch(order)
+            try:
+                self.begin_epoch(order)
+            except InterruptError:
+                return
             self.network.train()
             for start in range(at.samples, count, size):
                 self.optimizer.lr = self.recipe.learning_rate(at.step / steps_of_epoch)
@@ -174,8 +184,14 @@ class Training:
         """
         views = [images, images[:, :, ::-1]] if self.recipe.mirror else [images]
         classes = CLASS_NAMES[self.recipe.data]
-        found = [probabilities(self.teacher, view, classes, self.device) for view in views]
-        return np.mean(found, axis=0)
+        found: list[list[np.ndarray]] = [[] for _ in views]
+        for start in range(0, len(images), JUDGED):
+            if self.interrupted():
+                raise InterruptError
+            for view, parts in zip(views, found):
+                part = view[start : start + JUDGED]
+                parts.append(probabilities(self.teacher, part, classes, self.device))
+        return np.mean([np.concatenate(parts) for parts in found], axis=0)
 
     def learn(self, chosen: np.ndarray) -> None:
         """One step on the images with the indices `chosen`."""

@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tinygrad_nnfs.models.networks import NETWORKS
+from tinygrad_nnfs.models.networks import NETWORKS, SHIPPED, load_model, shipped
 
 from tinygrad_nnfs import Tensor, checkpoint, nn, ops
+from tinygrad_nnfs.data import load, scale
 from tinygrad_nnfs.interop import InteropError, to_onnx
 
 onnx = pytest.importorskip("onnx", reason="the extra onnx is not installed")
@@ -56,6 +57,18 @@ def test_the_networks_in_onnxruntime(tmp_path, name):
     first = path.read_bytes()
     to_onnx(network.eval(), path)  # evaluation and training make the same file
     assert path.read_bytes() == first
+
+
+def test_the_shipped_model_in_onnxruntime(tmp_path):
+    """Trained weights and real images make larger logits than new networks and noise."""
+    network, _ = load_model(shipped(SHIPPED))
+    path = tmp_path / "model.onnx"
+    to_onnx(network, path)
+    x = scale(load("digits").test_images)
+    assert_same(network, path, x)
+    (found,) = session(path).run(["logits"], {"images": x})
+    expected = ops.softmax(network(Tensor(x))).numpy()
+    np.testing.assert_allclose(ops.softmax(Tensor(found)).numpy(), expected, rtol=0, atol=1e-5)
 
 
 def batch_norm(channels, eps=1e-5):

@@ -17,7 +17,7 @@ from tinygrad_nnfs.models.evaluation import evaluate
 from tinygrad_nnfs.models.networks import load_model
 from tinygrad_nnfs.models.recipes import Recipe
 from tinygrad_nnfs.models.runs import Place, Run, SignalError
-from tinygrad_nnfs.models.training import TrainingError
+from tinygrad_nnfs.models.training import InterruptError, TrainingError
 
 from tinygrad_nnfs.checkpoint import CheckpointError, load, save
 
@@ -166,6 +166,27 @@ def test_signals_save_and_exit_with_the_conventional_code(tmp_path, number):
         f"nnfs: stopped by {number.name} and saved; to go on: nnfs train --resume {folder}\n"
     )
     assert Run.resume(folder).training.at.step > 0
+
+
+def test_a_signal_while_a_teacher_judges_saves_and_stops(tmp_path, monkeypatch):
+    run = new(tmp_path / "a")
+    judge = run.training.begin_epoch
+
+    def begin_epoch(order):
+        if run.training.at.epoch == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+            assert run.training.interrupted()
+            raise InterruptError
+        judge(order)
+
+    monkeypatch.setattr(run.training, "begin_epoch", begin_epoch)
+    with pytest.raises(SignalError):
+        run.train(lambda progress: None)
+    assert not (run.folder / "model.safetensors").exists()
+    kept = Run.resume(run.folder)
+    assert kept.training.at.epoch == 1
+    kept.train(lambda progress: None)
+    assert weights(kept.folder) == weights(finished(tmp_path / "whole").folder)
 
 
 def test_a_loss_that_is_not_finite_keeps_the_last_good_checkpoint(tmp_path):

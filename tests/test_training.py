@@ -359,6 +359,22 @@ def test_a_training_with_mixtures_goes_on_to_the_same_bits(teacher):
         assert same(whole.state()[0], gone_on.state()[0])
 
 
+def test_an_interruption_while_a_teacher_judges_changes_nothing(teacher, monkeypatch):
+    monkeypatch.setattr("tinygrad_nnfs.models.training.JUDGED", 8)
+    recipe = replace(SMALL, teacher="teacher", mixup=0.5, epochs=3)
+    whole = training(recipe)
+    losses = [step.loss for step in whole.steps()]
+    for asked in range(1, 15):
+        run, answers = training(recipe), iter([False] * asked + [True] + [False] * 100)
+        run.interrupted = lambda answers=answers: next(answers)
+        found = [step.loss for step in run.steps()]
+        assert len(found) < len(losses)  # it has stopped, at the beginning of an epoch
+        gone_on = training(recipe)
+        gone_on.restore(*run.state())
+        assert found + [step.loss for step in gone_on.steps()] == losses
+        assert same(whole.state()[0], gone_on.state()[0])
+
+
 def test_a_teachers_probabilities_are_the_targets(teacher):
     targets = judged(teacher, DIGITS.train_images[:40])
     recipe = replace(SMALL, teacher="teacher", dropout=False, batch_size=40)
