@@ -111,7 +111,7 @@ def test_live_progress_on_a_terminal():
         (["train", "--teacher", "me"], 2, "invalid choice: 'me'"),
         (["train", "--validation", "5"], 1, "5 of 1,437 images cannot be split off"),
         (["train", "--resume", "nowhere"], 1, "nowhere: is not the folder of a run"),
-        (["train", "cnn", "--resume", "x", "--lr", "1"], 1, "leave out cnn, --lr"),
+        (["train", "cnn", "--resume", "x", "--lr", "1"], 2, "leave out cnn, --lr"),
         (["train", "--runs", "/dev/null"], 1, "/dev/null/mlp-digits"),
         (["train", "--schedule", "zigzag"], 2, "invalid choice: 'zigzag'"),
         (["train", "--erase", "2"], 2, "'2' is not a number >= 0 and <= 1"),

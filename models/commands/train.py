@@ -161,7 +161,8 @@ def refuse_changes(options: argparse.Namespace) -> None:
         flags = ", ".join(
             options.what if name == "what" else "--" + name.replace("_", "-") for name in given
         )
-        raise CommandError(f"--resume takes everything from the run: leave out {flags}")
+        reason = f"--resume takes everything from the run: leave out {flags}"
+        raise CommandError(reason, status=2)
 
 
 def complete(
