@@ -454,7 +454,7 @@ def test_names_may_be_any_text(names):
     }
     for name in names:
         if len(name.split()) == 1 and name.isprintable():
-            assert name in shown
+            assert name.strip() in shown
     assert "''" in shown  # the empty name: an empty line is an error to older versions
     assert len(boxes(picture)) == 2 * len(names) + 2
 
