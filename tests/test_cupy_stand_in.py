@@ -497,9 +497,9 @@ class Blas:
     """Products by the library on row-major arrays: c = alpha op(a) op(b) + beta c."""
 
     def __init__(self, stream):
-        self.library, self.handle = FakeCublas(), ctypes.c_void_p()
-        assert self.library.cublasCreate_v2(ctypes.byref(self.handle)) == 0
-        assert self.library.cublasSetStream_v2(self.handle, ctypes.c_void_p(stream.ptr)) == 0
+        self.cublas, self.handle = FakeCublas(), ctypes.c_void_p()
+        assert self.cublas.cublasCreate_v2(ctypes.byref(self.handle)) == 0
+        assert self.cublas.cublasSetStream_v2(self.handle, ctypes.c_void_p(stream.ptr)) == 0
 
     def gemm(self, sizes, a, b, c, transposed=(0, 0), lds=None, strides=None, batch=1, **options):
         """In cuBLAS's own terms: by columns."""
@@ -512,12 +512,12 @@ class Blas:
         kind = int(double)
         pointer = ctypes.c_void_p
         if strides is None and batch == 1:
-            return self.library.cublasGemmEx(
+            return self.cublas.cublasGemmEx(
                 self.handle, *transposed, m, n, k, ctypes.byref(alpha),
                 pointer(a.data.ptr), kind, lda, pointer(b.data.ptr), kind, ldb,
                 ctypes.byref(beta), pointer(c.data.ptr), kind, ldc, compute, -1,
             )  # fmt: skip
-        return self.library.cublasGemmStridedBatchedEx(
+        return self.cublas.cublasGemmStridedBatchedEx(
             self.handle, *transposed, m, n, k, ctypes.byref(alpha),
             pointer(a.data.ptr), kind, lda, stride_a, pointer(b.data.ptr), kind, ldb, stride_b,
             ctypes.byref(beta), pointer(c.data.ptr), kind, ldc, stride_c, batch, compute, -1,
@@ -580,7 +580,7 @@ def test_gemm_refuses_what_cublas_refuses(cupy, stream):
     assert blas.gemm((3, 2, 4), x, x, x, compute=FULL32) == 15
     assert blas.gemm((8, 8, 9), x, x, x) == 13  # beyond the end
     assert blas.gemm((0, 2, 4), x, x, x, lds=(1, 4, 1)) == 0
-    blas.library.cublasDestroy_v2(blas.handle)
+    blas.cublas.cublasDestroy_v2(blas.handle)
     assert blas.gemm((3, 2, 4), x, x, x) == 1
 
 
@@ -594,7 +594,7 @@ def test_gemm_shows_its_precision(cupy, stream):
     a.fill(1 + 2**-10 + 2**-11)  # rounds to the nearest, a half to even
     assert blas.gemm((1, 1, 1), a, b, c, compute=TF32) == 0
     assert c.item() == 1 + 2**-9
-    blas.library.cublasSetMathMode(blas.handle, 3)
+    blas.cublas.cublasSetMathMode(blas.handle, 3)
     assert blas.gemm((1, 1, 1), a, b, c) == 0
     assert c.item() == 1 + 2**-9
 
@@ -606,15 +606,15 @@ def test_gemm_in_a_graph(cupy, stream):
     assert blas.gemm((2, 2, 2), a, b, c) == 15  # it has no workspace
     stream.end_capture()
     workspace = cupy.cuda.alloc(1 << 16)
-    library = blas.library
-    assert library.cublasSetWorkspace_v2(blas.handle, ctypes.c_void_p(workspace.ptr), 1 << 16) == 0
+    cublas = blas.cublas
+    assert cublas.cublasSetWorkspace_v2(blas.handle, ctypes.c_void_p(workspace.ptr), 1 << 16) == 0
     graph, status = capture(stream, lambda: blas.gemm((2, 2, 2), a, b, c))
     assert status == 0
     assert not c.get().any()
     a *= 2
     graph.launch()
     np.testing.assert_allclose(c.get()[0].T, a.get()[0].T @ b.get()[0].T)
-    assert library.cublasSetStream_v2(blas.handle, ctypes.c_void_p(stream.ptr)) == 0
+    assert cublas.cublasSetStream_v2(blas.handle, ctypes.c_void_p(stream.ptr)) == 0
     assert capture(stream, lambda: blas.gemm((2, 2, 2), a, b, c))[1] == 15  # SetStream forgets it
     with cupy.cuda.Stream(non_blocking=True):
         assert blas.gemm((2, 2, 2), a, b, c) == 14  # that is not the handle's stream
@@ -623,9 +623,9 @@ def test_gemm_in_a_graph(cupy, stream):
 def test_pointers_need_argtypes(cupy, stream):
     blas = Blas(stream)
     with pytest.raises(OverflowError, match="cut to 32 bits"):
-        blas.library.cublasSetWorkspace_v2(blas.handle, cupy.cuda.alloc(512).ptr, 512)
-    blas.library.cublasSetWorkspace_v2.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_size_t]
+        blas.cublas.cublasSetWorkspace_v2(blas.handle, cupy.cuda.alloc(512).ptr, 512)
+    blas.cublas.cublasSetWorkspace_v2.argtypes = [*[ctypes.c_void_p] * 2, ctypes.c_size_t]
     pointer = cupy.cuda.alloc(512)
-    assert blas.library.cublasSetWorkspace_v2(blas.handle, pointer.ptr, 512) == 0
+    assert blas.cublas.cublasSetWorkspace_v2(blas.handle, pointer.ptr, 512) == 0
     with pytest.raises(ctypes.ArgumentError):
-        blas.library.cublasSetWorkspace_v2(blas.handle, pointer.ptr, 512.0)
+        blas.cublas.cublasSetWorkspace_v2(blas.handle, pointer.ptr, 512.0)

@@ -60,18 +60,18 @@ class _Handle:
     """A handle of cuBLAS, for one thread."""
 
     def __init__(self) -> None:
-        self.library = load_cublas()
+        self.cublas = load_cublas()
         self.pointer = ctypes.c_void_p()
-        _check(self.library.cublasCreate_v2(ctypes.byref(self.pointer)))
+        _check(self.cublas.cublasCreate_v2(ctypes.byref(self.pointer)))
         self.workspace = xp.empty(WORKSPACE, "uint8")
         self.stream: int | None = None
 
     def follow(self, stream: int) -> None:
         """Work on `stream`, in memory given beforehand, as capturing asks for."""
         if stream != self.stream:
-            _check(self.library.cublasSetStream_v2(self.pointer, ctypes.c_void_p(stream)))
+            _check(self.cublas.cublasSetStream_v2(self.pointer, ctypes.c_void_p(stream)))
             workspace = ctypes.c_void_p(self.workspace.data.ptr), ctypes.c_size_t(WORKSPACE)
-            _check(self.library.cublasSetWorkspace_v2(self.pointer, *workspace))
+            _check(self.cublas.cublasSetWorkspace_v2(self.pointer, *workspace))
             self.stream = stream
 
 
@@ -154,10 +154,10 @@ def _multiply(a: Any, b: Any, y: Any) -> None:
     common = handle.pointer, b_form, a_form, outputs, n, a.shape[2], ctypes.byref(number(1))
     zero = ctypes.byref(number(0))
     if count == 1:  # it may divide a long sum among blocks, as convolutions' dweight asks for
-        function = handle.library.cublasGemmEx
+        function = handle.cublas.cublasGemmEx
         _check(function(*common, *left, *right, zero, *result, compute, -1))
         return
-    function = handle.library.cublasGemmStridedBatchedEx
+    function = handle.cublas.cublasGemmStridedBatchedEx
     to_b, to_a, to_y = map(ctypes.c_longlong, (b_step, a_step, n * outputs))  # the next matrix
     _check(function(*common, *left, to_b, *right, to_a, zero, *result, to_y, count, compute, -1))
 
