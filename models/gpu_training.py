@@ -16,7 +16,6 @@ from tinygrad_nnfs.models.training import (
 
 from tinygrad_nnfs import Tensor, backend, capture, optim
 from tinygrad_nnfs.kernels.cuda import add_metrics, gather_batch
-from tinygrad_nnfs.ops import soft_cross_entropy, softmax_cross_entropy
 from tinygrad_nnfs.replay import live
 
 xp = backend.cupy
@@ -97,7 +96,6 @@ class GpuTraining(Training):
 
     def learn_batch(self, size: int, dropout: tuple[float, ...]) -> None:
         """One step on the next `size` images of the order; `dropout` is what the layers have."""
-        recipe = self.recipe
         first = live(lambda: [self.first])
         images, labels, chosen = gather_batch(
             self.resident,
@@ -110,16 +108,14 @@ class GpuTraining(Training):
             mirrored=self.mirrored,
         )
         logits = self.network(Tensor(images))
+        learnt = labels
         if self.targets is not None:
-            targets = Tensor(xp.take(self.resident_targets, chosen, axis=0))
-            loss = soft_cross_entropy(logits, targets)
-        else:
-            smoothing = recipe.label_smoothing
-            loss = softmax_cross_entropy(logits, Tensor(labels), label_smoothing=smoothing)
+            learnt = xp.take(self.resident_targets, chosen, axis=0)
+        loss = self.loss(logits, Tensor(learnt))
         self.optimizer.zero_grad()
         loss.backward()
-        if recipe.clip:
-            optim.clip_grad_norm(self.network.parameters(), recipe.clip)
+        if self.recipe.clip:
+            optim.clip_grad_norm(self.network.parameters(), self.recipe.clip)
         self.optimizer.step()
         add_metrics(self.totals, logits.data, labels, loss.data)
 

@@ -222,12 +222,15 @@ class Training:
         """Logits and loss of `images`, those `chosen` as augmented, with this step's dropout."""
         restart_keys(self.seed, self.at.step)
         logits = self.network(Tensor(scale(images)).to(self.device))
+        learnt = self.labels if self.targets is None else self.targets
+        return logits, self.loss(logits, Tensor(learnt[chosen]).to(self.device))
+
+    def loss(self, logits: Tensor, learnt: Tensor) -> Tensor:
+        """The loss by labels, or by a teacher's probabilities where there is one."""
         if self.targets is not None:
-            targets = Tensor(self.targets[chosen]).to(self.device)
-            return logits, soft_cross_entropy(logits, targets)
-        labels = Tensor(self.labels[chosen]).to(self.device)
+            return soft_cross_entropy(logits, learnt)
         smoothing = self.recipe.label_smoothing
-        return logits, softmax_cross_entropy(logits, labels, label_smoothing=smoothing)
+        return softmax_cross_entropy(logits, learnt, label_smoothing=smoothing)
 
     def fault(self, images: np.ndarray, chosen: np.ndarray) -> str:
         """What made the loss of these images NaN or infinite, as a clause that ends with ": ".

@@ -291,6 +291,16 @@ class OwnRule(optim.Optimizer):
 OPTIMIZERS["own rule"] = OwnRule
 
 
+class HalfSGD(optim.SGD):
+    """A subclass whose rule is not its parent's, for which there is a kernel."""
+
+    def update(self, data, grad, state, group):
+        super().update(data, grad / 2, state, group)
+
+
+OPTIMIZERS["subclass"] = functools.partial(HalfSGD, lr=0.1, momentum=0.9)
+
+
 def trained(make, place, dtype, wrap=lambda step: step, steps=5, reference=False):
     """Parameters after some steps of descent on their squares, with a falling learning rate."""
     random = np.random.default_rng(0)

@@ -188,9 +188,16 @@ class Optimizer:
 
         While a step is captured the learning rate that `update` finds is an array on the GPU.
         """
+        kernel_takes_them = all(kernels.cuda.takes_update(data, grad) for data, grad, *_ in updates)
+        if kernel_takes_them and self.update_at_once(updates):
+            return
         for data, grad, state, group in updates:
-            lr = live_number(group["lr"], functools.partial(group.__getitem__, "lr"), data.dtype)
+            lr = live_number(functools.partial(group.__getitem__, "lr"), data.dtype)
             self.update(data, grad, state, {**group, "lr": lr})
+
+    def update_at_once(self, updates: "list[Update]") -> bool:
+        """Launch a kernel that does what `update` would do; False where there is none for it."""
+        return False
 
 
 # what `update` is called with: data, gradient, state, group
@@ -256,10 +263,9 @@ class SGD(Optimizer):
             step = step + momentum * velocity if group["nesterov"] else velocity
         data -= step
 
-    def update_on_gpu(self, updates: list[Update]) -> None:
-        if not all(kernels.cuda.takes_update(data, grad) for data, grad, *_ in updates):
-            super().update_on_gpu(updates)
-            return
+    def update_at_once(self, updates: list[Update]) -> bool:
+        if type(self).update is not SGD.update:  # a subclass has a rule of its own
+            return False
         tensors = [
             {
                 "theta": data,
@@ -272,6 +278,7 @@ class SGD(Optimizer):
         kernels.cuda.momentum_step(
             tensors, live(lambda: [float(group["lr"]) for *_, group in updates])
         )
+        return True
 
 
 class Adam(Optimizer):
@@ -321,10 +328,10 @@ class Adam(Optimizer):
         deviation += group["eps"]
         data -= group["lr"] / corrections[0] * mean / deviation
 
-    def update_on_gpu(self, updates: list[Update]) -> None:
-        if not all(kernels.cuda.takes_update(data, grad) for data, grad, *_ in updates):
-            super().update_on_gpu(updates)
-            return
+    def update_at_once(self, updates: list[Update]) -> bool:
+        rule = type(self)
+        if rule.update not in (Adam.update, AdamW.update) or rule.descend is not Adam.descend:
+            return False  # a subclass has a rule of its own
         tensors = [
             {
                 "theta": data,
@@ -335,7 +342,7 @@ class Adam(Optimizer):
                 "beta2": group["betas"][1],
                 "eps": group["eps"],
                 "weight_decay": group["weight_decay"],
-                "decoupled": isinstance(self, AdamW),
+                "decoupled": rule.update is AdamW.update,
             }
             for data, grad, state, group in updates
         ]
@@ -345,6 +352,7 @@ class Adam(Optimizer):
             return [float(number) for some in each for number in some]
 
         kernels.cuda.adam_step(tensors, live(numbers))
+        return True
 
 
 def _corrections(state: dict[str, Any], group: dict[str, Any]) -> list[float]:

@@ -42,10 +42,10 @@ def live(read: Callable[[], Sequence[float] | Sequence[int]]) -> Any:
     return read() if record is None else record.follow(read)
 
 
-def live_number(number: float, read: Callable[[], float], dtype: Any) -> Any:
-    """`number`, which is `read()` now; while a step is captured, a 0-d array that follows it."""
+def live_number(read: Callable[[], float], dtype: Any) -> Any:
+    """`read()`; while a step is captured, a 0-d array that follows it."""
     if _capturing.record is None:
-        return number
+        return read()
     return live(lambda: [float(read())]).astype(dtype).reshape(())
 
 
