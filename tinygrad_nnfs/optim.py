@@ -108,14 +108,17 @@ class Optimizer:
         for group in self.groups:
             for parameter in group["params"]:
                 grad = parameter.grad
-                if grad is not None:
-                    none_has_one = False
-                    if parameter not in self.state:
-                        self.state[parameter] = {}
-                    if type(parameter.data) is ndarray:
-                        self.update(parameter.data, grad.data, self.state[parameter], group)
-                    else:
-                        on_gpu.append((parameter.data, grad.data, self.state[parameter], group))
+                if grad is None:
+                    continue
+                none_has_one = False
+                state = self.state.get(parameter)
+                if state is None:
+                    state = self.state[parameter] = {}
+                data = parameter.data
+                if type(data) is ndarray:
+                    self.update(data, grad.data, state, group)
+                else:
+                    on_gpu.append((data, grad.data, state, group))
         if on_gpu:
             for dtype in {data.dtype: None for data, *_ in on_gpu}:
                 self.update_on_gpu([update for update in on_gpu if update[0].dtype == dtype])

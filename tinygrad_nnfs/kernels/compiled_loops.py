@@ -65,22 +65,22 @@ BLOCKS = 64  # of 16 elements, that get their random bits together
 
 
 @kernel
-def dropout(x, keep, y, key0, key1, first, least, scale):
+def dropout(x, keep, y, key0, key1, least, scale, first, last):
     key = np.uint64(key0), np.uint64(key1)
     scale, least = x.dtype.type(scale), np.int32(least)
     words = np.empty(4 * BLOCKS, np.uint64)
     bits = words.view(np.uint16)
-    for begin in range(0, x.size, bits.size):
-        count = min(bits.size, x.size - begin)
+    for begin in range(first, last, bits.size):
+        count = min(bits.size, last - begin)
         for block in range((count + 15) // 16):
-            place = np.uint64((first + begin) // 16 + block + 1)  # numpy's stream begins with 1
+            place = np.uint64(begin // 16 + block + 1)  # numpy's stream begins with 1
             a, b, c, d = _philox(key, place)
             words[4 * block], words[4 * block + 1] = a, b
             words[4 * block + 2], words[4 * block + 3] = c, d
         kept = keep[begin : begin + count]
         for i in range(count):
             kept[i] = np.int32(bits[i]) >= least
-    for i in range(x.size):
+    for i in range(first, last):
         y[i] = scale * x[i] if keep[i] else x.dtype.type(0)
 
 
@@ -149,12 +149,13 @@ def max_pool_gradient(dy, winner, dx):
 
 
 @kernel
-def softmax_cross_entropy(logits, labels, smoothing, softmax, losses):
-    """The softmax of each row of (n, k), and its loss; False if a label is out of range."""
+def softmax_cross_entropy(logits, labels, smoothing, softmax):
+    """The softmax of each row of (n, k); the sum of the losses, NaN if a label is out of range."""
     n, k = logits.shape
+    loss = 0.0
     for i in range(n):
         if not 0 <= labels[i] < k:
-            return False
+            return np.nan
         largest = logits[i].max()
         total, mean = 0.0, 0.0
         for j in range(k):
@@ -163,17 +164,17 @@ def softmax_cross_entropy(logits, labels, smoothing, softmax, losses):
             softmax[i, j] = math.exp(shifted)
             total += softmax[i, j]
         label = logits[i, labels[i]] - largest
-        losses[i] = math.log(total) - (1 - smoothing) * label - smoothing * mean
+        loss += math.log(total) - (1 - smoothing) * label - smoothing * mean
         for j in range(k):
             softmax[i, j] /= total
-    return True
+    return loss
 
 
 @kernel
 def softmax_cross_entropy_gradient(softmax, labels, smoothing, scale, gradient):
-    """scale (softmax - target), row by row."""
+    """scale (softmax - target)."""
     n, k = softmax.shape
     for i in range(n):
         for j in range(k):
-            gradient[i, j] = scale[i] * (softmax[i, j] - smoothing / k)
-        gradient[i, labels[i]] -= scale[i] * (1 - smoothing)
+            gradient[i, j] = scale * (softmax[i, j] - smoothing / k)
+        gradient[i, labels[i]] -= scale * (1 - smoothing)

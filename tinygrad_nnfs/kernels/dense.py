@@ -35,12 +35,12 @@ def _is_one_row(x, weight, bias=None):
         and weight.ndim == 2
         and 0 < x.size == weight.shape[1]
         and x.shape[-1:] == weight.shape[1:]
+        and (bias is None or bias.shape == weight.shape[:1])
     )
 
 
 @linear.on(np, when=_is_one_row)
 def linear_of_one_row(xp, x, weight, bias=None):
-    check_linear(x, weight, bias)
     y = blas.row_product(x, weight.T)
     if bias is not None:
         y += bias
@@ -51,7 +51,7 @@ def linear_of_one_row(xp, x, weight, bias=None):
 
     def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
         gradient = memory.empty_like(weight)
-        row, column = x.reshape(-1), dy.reshape(-1)
+        row, column = x.ravel(), dy.ravel()
         if by_inputs:  # column by column in memory
             loops.best().outer(row, column, gradient.T)
         else:
@@ -59,7 +59,7 @@ def linear_of_one_row(xp, x, weight, bias=None):
         return gradient
 
     def dbias(dy):
-        return dy.reshape(-1)
+        return dy.ravel()
 
     return y, dx, dweight, None if bias is None else dbias
 

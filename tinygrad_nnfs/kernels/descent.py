@@ -2,7 +2,7 @@
 
 from typing import Any
 
-import numpy as np
+from numpy import ndarray
 
 from tinygrad_nnfs.kernels import loops, threads
 from tinygrad_nnfs.registry import kernel_mode
@@ -14,24 +14,24 @@ def step(
     theta: Any, gradient: Any, velocity: Any, lr: float, weight_decay: float, momentum: float
 ) -> bool:
     """Update theta in place, and velocity where there is one; False where this does not apply."""
-    if type(theta) is not np.ndarray or type(gradient) is not np.ndarray or not kernel_mode.enabled:
+    if type(theta) is not ndarray or type(gradient) is not ndarray or not kernel_mode.enabled:
         return False
-    if velocity is not None and velocity.strides != theta.strides:
+    strides = theta.strides
+    if not theta.flags.forc or gradient.strides != strides:
         return False
-    if theta.flags.c_contiguous and gradient.flags.c_contiguous:
-        theta, gradient = theta.reshape(-1), gradient.reshape(-1)
-    elif theta.flags.f_contiguous and gradient.flags.f_contiguous:
-        theta, gradient = theta.T.reshape(-1), gradient.T.reshape(-1)
+    kernels = loops.best()
+    if kernels is loops and theta.size <= SIZE:
+        return False
+    if velocity is None:
+        arrays = theta.ravel("K"), gradient.ravel("K")
+        settings = lr, weight_decay
+        update = kernels.gradient_step
+    elif velocity.strides == strides:
+        arrays = theta.ravel("K"), gradient.ravel("K"), velocity.ravel("K")
+        settings = lr, weight_decay, momentum
+        update = kernels.momentum_step
     else:
         return False
-    if not loops.numba_is_installed() and theta.size <= SIZE:
-        return False
-    update: Any = loops.best().gradient_step
-    arrays, settings = [theta, gradient], [lr, weight_decay]
-    if velocity is not None:
-        update = loops.best().momentum_step
-        arrays.append(velocity.ravel(order="K"))
-        settings.append(momentum)
     if threads.is_large(theta.size):
         pieces = threads.pieces(theta.size, SIZE)
         threads.run(lambda piece: update(*(a[piece] for a in arrays), *settings), pieces)

@@ -4,6 +4,8 @@ A pass of numpy over an array larger than the caches waits for memory. Cut into 
 but the first find their piece in the cache. Either way the pieces go to several threads.
 """
 
+import functools
+
 import numpy as np
 
 from tinygrad_nnfs.kernels import loops, memory, threads
@@ -20,32 +22,30 @@ def _is_worth_it(x, **_):
     return loops.numba_is_installed() or threads.is_large(x.size)
 
 
-def _in_pieces(kernel, arrays, *settings):
-    """`kernel(*arrays, *settings)` of flat arrays: cut where they are large, else in one."""
-    size = arrays[0].size
-    if threads.is_large(size):
-        pieces = threads.pieces(size, SIZE)
-        threads.run(lambda piece: kernel(*[a[piece] for a in arrays], *settings), pieces)
-    else:
-        kernel(*arrays, *settings)
+def _run(kernel, inputs, outputs, *settings):
+    """`kernel(*inputs, *outputs, *settings)` with flat arrays: cut where they are large.
 
-
-def _flat(inputs, outputs):
-    """The arrays, all of one shape, flat in the memory order of the outputs, which are dense.
-
-    Views; copies of those inputs that lie in another order.
+    All are of one shape; the outputs are dense and of one memory order.
     """
     like = outputs[0]
     if like.flags.c_contiguous:
-        return [array.reshape(-1) for array in (*inputs, *outputs)]
-    flat = []
-    for array in inputs:
-        if _steps(array) != _steps(like):
-            ordered = memory.empty_like(like, array.dtype)
-            ordered[...] = array
-            array = ordered
-        flat.append(array.ravel(order="K"))
-    return flat + [array.ravel(order="K") for array in outputs]
+        flat = [array.ravel() for array in (*inputs, *outputs)]
+    else:
+        flat = [_in_order_of(like, array).ravel("K") for array in (*inputs, *outputs)]
+    if threads.is_large(like.size):
+        pieces = threads.pieces(like.size, SIZE)
+        threads.run(lambda piece: kernel(*[a[piece] for a in flat], *settings), pieces)
+    else:
+        kernel(*flat, *settings)
+
+
+def _in_order_of(like, array):
+    """`array`, or where its elements lie in another order than those of `like`, a copy."""
+    if _steps(array) == _steps(like):
+        return array
+    ordered = memory.empty_like(like, array.dtype)
+    ordered[...] = array
+    return ordered
 
 
 def _steps(array):
@@ -56,12 +56,11 @@ def _steps(array):
 @leaky_relu.on(np, when=_is_worth_it)
 def leaky_relu_in_pieces(xp, x, *, slope=0.01):
     y, positive = memory.empty_like(x), memory.empty_like(x, bool)
-    _in_pieces(loops.best().leaky_relu, _flat([x], [y, positive]), slope)
+    _run(loops.best().leaky_relu, [x], [y, positive], slope)
 
     def dx(dy):  # saves `positive` alone: a quarter of x's memory, or of y's
         gradient = memory.empty_like(positive, dy.dtype)
-        flat = _flat([positive, dy], [gradient])
-        _in_pieces(loops.best().leaky_relu_gradient, flat, slope)
+        _run(loops.best().leaky_relu_gradient, [positive, dy], [gradient], slope)
         return gradient
 
     return y, dx
@@ -76,26 +75,25 @@ def _lies_in_order_of_bits(x, *, p, key):
 def dropout_in_pieces(xp, x, *, p, key):
     check_dropout(p)
     keep, y = memory.empty_like(x, bool), memory.empty_like(x)
-    flat = _flat([x], [keep, y])
+    x, kept, dropped = x.ravel("K"), keep.ravel("K"), y.ravel("K")
     least, scale = round(p * 2**16), 1 / (1 - p) if p < 1 else 0.0
-    # numba takes all of Python's integers for signed ones of 64 bits
-    key = [(word + 2**63) % 2**64 - 2**63 for word in key]
-
-    def drop(piece):
-        parts = [array[piece] for array in flat]
-        loops.best().dropout(*parts, *key, piece.start, least, scale)
-
+    key = map(_as_signed, key)  # numba takes all of Python's integers for signed ones
+    drop = functools.partial(loops.best().dropout, x, kept, dropped, *key, least, scale)
     if threads.is_large(x.size):
-        threads.run(drop, threads.pieces(x.size, SIZE))
+        threads.run(lambda piece: drop(piece.start, piece.stop), threads.pieces(x.size, SIZE))
     else:
-        drop(slice(0, x.size))
+        drop(0, x.size)
 
     def dx(dy):
         gradient = memory.empty_like(keep, dy.dtype)
-        _in_pieces(loops.best().keep_scaled, _flat([dy, keep], [gradient]), scale)
+        _run(loops.best().keep_scaled, [dy, keep], [gradient], scale)
         return gradient
 
     return y, dx
+
+
+def _as_signed(word):
+    return word if word < 2**63 else word - 2**64
 
 
 def _is_quarters(x, *, kernel_size, stride=None, padding=0):

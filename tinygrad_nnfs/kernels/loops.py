@@ -46,16 +46,16 @@ def keep_scaled(x, keep, y, scale):
     y *= scale
 
 
-def dropout(x, keep, y, key0, key1, first, least, scale):
-    """keep where the random bits of the elements from `first` on are at least `least`, and y.
+def dropout(x, keep, y, key0, key1, least, scale, first, last):
+    """From `first` to `last`: keep where an element's random bits are at least `least`, and y.
 
     The two words of the key are signed.
     """
     key = key0 % 2**64, key1 % 2**64
-    for i in range(0, x.size, BITS):
-        part = keep[i : i + BITS]
-        np.greater_equal(backend.random_bits(np, key, part.shape, skip=first + i), least, out=part)
-    keep_scaled(x, keep, y, scale)
+    for i in range(first, last, BITS):
+        part = keep[i : min(i + BITS, last)]
+        np.greater_equal(backend.random_bits(np, key, part.shape, skip=i), least, out=part)
+    keep_scaled(x[first:last], keep[first:last], y[first:last], scale)
 
 
 def outer(column, row, product):

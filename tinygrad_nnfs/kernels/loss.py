@@ -3,27 +3,30 @@
 import numpy as np
 
 from tinygrad_nnfs.kernels import loops
-from tinygrad_nnfs.ops.loss import check_labels, check_range, reduce_losses, softmax_cross_entropy
+from tinygrad_nnfs.ops.loss import check_labels, check_range, softmax_cross_entropy
 
 
-def _applies(logits, labels, **_):
-    return loops.numba_is_installed() and logits.ndim == 2 and logits.flags.c_contiguous
+def _reduces(logits, labels, *, reduction="mean", **_):
+    return (
+        loops.numba_is_installed() and reduction in ("mean", "sum") and logits.flags.c_contiguous
+    )
 
 
-@softmax_cross_entropy.on(np, when=_applies)
+@softmax_cross_entropy.on(np, when=_reduces)
 def softmax_cross_entropy_compiled(xp, logits, labels, *, label_smoothing=0.0, reduction="mean"):
     check_labels(logits, labels, label_smoothing)
-    compiled = loops.best()
-    softmax, losses = np.empty_like(logits), np.empty(len(logits), logits.dtype)
-    if not compiled.softmax_cross_entropy(logits, labels, label_smoothing, softmax, losses):
-        check_range(labels, logits.shape[1])
-    loss, spread = reduce_losses(reduction, losses)
+    compiled, dtype = loops.best(), logits.dtype
+    n, k = logits.shape
+    softmax = np.empty((n, k), dtype)
+    loss = compiled.softmax_cross_entropy(logits, labels, label_smoothing, softmax)
+    if loss != loss:
+        check_range(labels, k)
+    share = 1 / n if reduction == "mean" else 1.0
 
     def dlogits(dy):
-        gradient = np.empty_like(softmax)
-        scale = np.empty(len(softmax), softmax.dtype)
-        scale[...] = spread(dy)
+        gradient = np.empty((n, k), dtype)
+        scale = share * dy.item()
         compiled.softmax_cross_entropy_gradient(softmax, labels, label_smoothing, scale, gradient)
         return gradient
 
-    return loss, dlogits, None
+    return np.array(share * loss, dtype), dlogits, None
