@@ -368,7 +368,7 @@ class Tensor:
                     f"backward of {_made_by(self.node)} needs a gradient of shape {self.shape}: "
                     "only a tensor of one element has a default; reduce it with sum() or mean()"
                 )
-            return backend.of(self.data).ones_like(self.data)
+            return backend.of(self.data).ones(self.shape, self.dtype)
         dy = gradient.data if isinstance(gradient, Tensor) else gradient
         if not backend.is_array(dy):
             dy = backend.of(self.data).asarray(dy)
@@ -437,10 +437,11 @@ class Tensor:
 
     def flatten(self, start: int = 0) -> "Tensor":
         """The axes from `start` on made one: (n, c, h, w) -> (n, c h w) for `start=1`."""
-        if not 0 <= start <= max(self.ndim - 1, 0):
-            raise ValueError(f"flatten: there is no axis {start} in shape {self.shape}")
-        rest = math.prod(self.shape[start:])  # -1 cannot be told from an empty batch
-        return self.reshape(shape=(*self.shape[:start], rest))
+        shape = self.data.shape
+        if not 0 <= start <= max(len(shape) - 1, 0):
+            raise ValueError(f"flatten: there is no axis {start} in shape {shape}")
+        rest = math.prod(shape[start:])  # -1 cannot be told from an empty batch
+        return self.reshape(shape=(*shape[:start], rest))
 
     @property
     def T(self) -> "Tensor":

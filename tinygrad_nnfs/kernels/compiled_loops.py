@@ -13,6 +13,7 @@ kernel = numba.njit(nogil=True, error_model="numpy", cache=True)
 
 @kernel
 def leaky_relu(x, y, positive, slope):
+    x, y, positive = x.ravel(), y.ravel(), positive.ravel()
     slope = x.dtype.type(slope)
     for i in range(x.size):
         positive[i] = x[i] > 0
@@ -21,6 +22,7 @@ def leaky_relu(x, y, positive, slope):
 
 @kernel
 def leaky_relu_gradient(positive, dy, dx, slope):
+    positive, dy, dx = positive.ravel(), dy.ravel(), dx.ravel()
     slope = dy.dtype.type(slope)
     for i in range(dy.size):
         dx[i] = dy[i] if positive[i] else slope * dy[i]
@@ -28,6 +30,7 @@ def leaky_relu_gradient(positive, dy, dx, slope):
 
 @kernel
 def keep_scaled(x, keep, y, scale):
+    x, keep, y = x.ravel(), keep.ravel(), y.ravel()
     scale = x.dtype.type(scale)
     for i in range(x.size):
         y[i] = scale * x[i] if keep[i] else x.dtype.type(0)

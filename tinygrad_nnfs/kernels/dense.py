@@ -4,6 +4,7 @@ import math
 from types import SimpleNamespace
 
 import numpy as np
+from numpy import ndarray
 
 from tinygrad_nnfs.kernels import blas, loops, memory, threads
 from tinygrad_nnfs.ops.linear import check_linear, linear, matmul
@@ -16,7 +17,7 @@ _numpy = SimpleNamespace(matmul=blas.matmul, empty_like=memory.empty_like)
 
 
 def _is_array(a, b, bias=None):
-    return hasattr(a, "ndim") and hasattr(b, "ndim")
+    return isinstance(a, ndarray) and isinstance(b, ndarray)
 
 
 @matmul.on(np, when=_is_array)
@@ -27,41 +28,6 @@ def matmul_single_threaded(xp, a, b):
 @linear.on(np, when=_is_array)
 def linear_single_threaded(xp, x, weight, bias=None):
     return linear.reference(_numpy, x, weight, bias)
-
-
-def _is_one_row(x, weight, bias=None):
-    return (
-        _is_array(x, weight)
-        and weight.ndim == 2
-        and 0 < x.size == weight.shape[1]
-        and x.shape[-1:] == weight.shape[1:]
-        and (bias is None or bias.shape == weight.shape[:1])
-    )
-
-
-@linear.on(np, when=_is_one_row)
-def linear_of_one_row(xp, x, weight, bias=None):
-    y = blas.row_product(x, weight.T)
-    if bias is not None:
-        y += bias
-    by_inputs = weight.flags.f_contiguous
-
-    def dx(dy):
-        return blas.row_product(dy, weight)
-
-    def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
-        gradient = memory.empty_like(weight)
-        row, column = x.ravel(), dy.ravel()
-        if by_inputs:  # column by column in memory
-            loops.best().outer(row, column, gradient.T)
-        else:
-            loops.best().outer(column, row, gradient)
-        return gradient
-
-    def dbias(dy):
-        return dy.ravel()
-
-    return y, dx, dweight, None if bias is None else dbias
 
 
 def _is_large(x, weight, bias=None):
@@ -108,3 +74,39 @@ def linear_in_pieces(xp, x, weight, bias=None):
         return dy.reshape(-1, out).sum(axis=0)
 
     return y.reshape(*shape[:-1], out), dx, dweight, None if bias is None else dbias
+
+
+def _is_one_row(x, weight, bias=None):
+    return (
+        isinstance(x, ndarray)
+        and isinstance(weight, ndarray)
+        and weight.ndim == 2
+        and 0 < x.size == weight.shape[1]
+        and x.shape[-1:] == weight.shape[1:]
+        and (bias is None or bias.shape == weight.shape[:1])
+    )
+
+
+@linear.on(np, when=_is_one_row)
+def linear_of_one_row(xp, x, weight, bias=None):
+    y = blas.row_product(x, weight.T)
+    if bias is not None:
+        y += bias
+    by_inputs = weight.flags.f_contiguous
+
+    def dx(dy):
+        return blas.row_product(dy, weight)
+
+    def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
+        gradient = memory.empty_like(weight)
+        row, column = x.ravel(), dy.ravel()
+        if by_inputs:  # column by column in memory
+            loops.best().outer(row, column, gradient.T)
+        else:
+            loops.best().outer(column, row, gradient)
+        return gradient
+
+    def dbias(dy):
+        return dy.ravel()
+
+    return y, dx, dweight, None if bias is None else dbias

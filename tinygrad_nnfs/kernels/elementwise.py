@@ -4,8 +4,6 @@ A pass of numpy over an array larger than the caches waits for memory. Cut into 
 but the first find their piece in the cache. Either way the pieces go to several threads.
 """
 
-import functools
-
 import numpy as np
 
 from tinygrad_nnfs.kernels import loops, memory, threads
@@ -23,16 +21,18 @@ def _is_worth_it(x, **_):
 
 
 def _run(kernel, inputs, outputs, *settings):
-    """`kernel(*inputs, *outputs, *settings)` with flat arrays: cut where they are large.
+    """`kernel(*inputs, *outputs, *settings)`: in pieces of flat arrays where they are large.
 
     All are of one shape; the outputs are dense and of one memory order.
     """
     like = outputs[0]
-    if like.flags.c_contiguous:
-        flat = [array.ravel() for array in (*inputs, *outputs)]
-    else:
-        flat = [_in_order_of(like, array).ravel("K") for array in (*inputs, *outputs)]
-    if threads.is_large(like.size):
+    in_rows, is_large = like.flags.c_contiguous, threads.is_large(like.size)
+    if in_rows and not is_large:  # flattened by the kernel: in Python it takes longer than the work
+        kernel(*inputs, *outputs, *settings)
+        return
+    arrays = inputs if in_rows else [_in_order_of(like, array) for array in inputs]
+    flat = [array.ravel("C" if in_rows else "K") for array in (*arrays, *outputs)]
+    if is_large:
         pieces = threads.pieces(like.size, SIZE)
         threads.run(lambda piece: kernel(*[a[piece] for a in flat], *settings), pieces)
     else:
@@ -75,14 +75,16 @@ def _lies_in_order_of_bits(x, *, p, key):
 def dropout_in_pieces(xp, x, *, p, key):
     check_dropout(p)
     keep, y = memory.empty_like(x, bool), memory.empty_like(x)
-    x, kept, dropped = x.ravel("K"), keep.ravel("K"), y.ravel("K")
+    flat = [array.ravel("K") for array in (x, keep, y)]
     least, scale = round(p * 2**16), 1 / (1 - p) if p < 1 else 0.0
-    key = map(_as_signed, key)  # numba takes all of Python's integers for signed ones
-    drop = functools.partial(loops.best().dropout, x, kept, dropped, *key, least, scale)
+    # numba takes all of Python's integers for signed ones of 64 bits
+    settings = [*[(word ^ 2**63) - 2**63 for word in key], least, scale]
+    drop = loops.best().dropout
     if threads.is_large(x.size):
-        threads.run(lambda piece: drop(piece.start, piece.stop), threads.pieces(x.size, SIZE))
+        pieces = threads.pieces(x.size, SIZE)
+        threads.run(lambda piece: drop(*flat, *settings, piece.start, piece.stop), pieces)
     else:
-        drop(0, x.size)
+        drop(*flat, *settings, 0, x.size)
 
     def dx(dy):
         gradient = memory.empty_like(keep, dy.dtype)
@@ -90,10 +92,6 @@ def dropout_in_pieces(xp, x, *, p, key):
         return gradient
 
     return y, dx
-
-
-def _as_signed(word):
-    return word if word < 2**63 else word - 2**64
 
 
 def _is_quarters(x, *, kernel_size, stride=None, padding=0):
