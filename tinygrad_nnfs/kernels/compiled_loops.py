@@ -70,21 +70,30 @@ BLOCKS = 64  # of 16 elements, that get their random bits together
 @kernel
 def dropout(x, keep, y, key0, key1, least, scale, first, last):
     key = np.uint64(key0), np.uint64(key1)
-    scale, least = x.dtype.type(scale), np.int32(least)
-    words = np.empty(4 * BLOCKS, np.uint64)
-    bits = words.view(np.uint16)
+    words = np.empty((BLOCKS, 4), np.uint64)
+    bits = words.reshape(-1).view(np.uint16)
     for begin in range(first, last, bits.size):
-        count = min(bits.size, last - begin)
-        for block in range((count + 15) // 16):
-            place = np.uint64(begin // 16 + block + 1)  # numpy's stream begins with 1
-            a, b, c, d = _philox(key, place)
-            words[4 * block], words[4 * block + 1] = a, b
-            words[4 * block + 2], words[4 * block + 3] = c, d
-        kept = keep[begin : begin + count]
-        for i in range(count):
-            kept[i] = np.int32(bits[i]) >= least
-    for i in range(first, last):
-        y[i] = scale * x[i] if keep[i] else x.dtype.type(0)
+        end = min(begin + bits.size, last)
+        place = np.uint64(begin // 16 + 1)  # numpy's stream begins with 1
+        _draw(key, place, words[: (end - begin + 15) // 16])
+        _drop(x[begin:end], bits, np.int32(least), scale, keep[begin:end], y[begin:end])
+
+
+# Functions of their own, for whose loops the compiler makes better instructions.
+
+
+@kernel
+def _draw(key, place, words):
+    for block in range(len(words)):
+        a, b, c, d = _philox(key, place + np.uint64(block))
+        words[block, 0], words[block, 1], words[block, 2], words[block, 3] = a, b, c, d
+
+
+@kernel
+def _drop(x, bits, least, scale, keep, y):
+    for i in range(x.size):
+        keep[i] = np.int32(bits[i]) >= least
+    keep_scaled(x, keep, y, scale)
 
 
 @kernel

@@ -27,7 +27,8 @@ def _run(kernel, inputs, outputs, *settings):
     """
     like = outputs[0]
     in_rows, is_large = like.flags.c_contiguous, threads.is_large(like.size)
-    if in_rows and not is_large:  # flattened by the kernel: in Python it takes longer than the work
+    if in_rows and like.ndim and not is_large:
+        # the kernel flattens them itself, which takes longer in Python (those of 0-d it cannot)
         kernel(*inputs, *outputs, *settings)
         return
     arrays = inputs if in_rows else [_in_order_of(like, array) for array in inputs]
