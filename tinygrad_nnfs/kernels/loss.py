@@ -7,9 +7,7 @@ from tinygrad_nnfs.ops.loss import check_labels, check_range, softmax_cross_entr
 
 
 def _reduces(logits, labels, *, reduction="mean", **_):
-    return (
-        loops.numba_is_installed() and reduction in ("mean", "sum") and logits.flags.c_contiguous
-    )
+    return loops.numba_is_installed() and reduction in ("mean", "sum") and logits.flags.c_contiguous
 
 
 @softmax_cross_entropy.on(np, when=_reduces)
