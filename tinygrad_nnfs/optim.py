@@ -103,30 +103,27 @@ class Optimizer:
 
     def step(self) -> None:
         """Update every parameter that has a gradient. Raises if none has one."""
-        none_has_one = True
+        on_cpu: list[Update] = []
         on_gpu: list[Update] = []
         for group in self.groups:
             for parameter in group["params"]:
                 grad = parameter.grad
-                if grad is None:
-                    continue
-                none_has_one = False
-                state = self.state.get(parameter)
-                if state is None:
-                    state = self.state[parameter] = {}
-                data = parameter.data
-                if type(data) is ndarray:
-                    self.update(data, grad.data, state, group)
-                else:
-                    on_gpu.append((data, grad.data, state, group))
-        if on_gpu:
-            for dtype in {data.dtype: None for data, *_ in on_gpu}:
-                self.update_on_gpu([update for update in on_gpu if update[0].dtype == dtype])
-        if none_has_one:
+                if grad is not None:
+                    state = self.state.get(parameter)
+                    if state is None:
+                        state = self.state[parameter] = {}
+                    data = parameter.data
+                    updates = on_cpu if type(data) is ndarray else on_gpu
+                    updates.append((data, grad.data, state, group))
+        if on_cpu:
+            self.update_on_cpu(on_cpu)
+        elif not on_gpu:
             raise RuntimeError(
                 f"{self._name}.step: no parameter has a gradient: call backward() first, and "
                 "zero_grad() before backward(), not after it"
             )
+        for dtype in {data.dtype: None for data, *_ in on_gpu}:
+            self.update_on_gpu([update for update in on_gpu if update[0].dtype == dtype])
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A snapshot of what the update rule remembers: numpy arrays, copied.
@@ -185,6 +182,11 @@ class Optimizer:
     ) -> None:
         """Change `data` in place. `state` is the parameter's own, empty at first."""
         raise TypeError(f"{type(self).__name__} has no update method: write one")
+
+    def update_on_cpu(self, updates: "list[Update]") -> None:
+        """Update parameters on the CPU: `update` for each, or a kernel that does the same."""
+        for update in updates:
+            self.update(*update)
 
     def update_on_gpu(self, updates: "list[Update]") -> None:
         """Update parameters of one dtype on a GPU: `update` for each, or a kernel for all at once.
@@ -252,22 +254,23 @@ class SGD(Optimizer):
         self, data: Array, grad: Array, state: dict[str, Any], group: dict[str, Any]
     ) -> None:
         lr, decay, momentum = group["lr"], group["weight_decay"], group["momentum"]
-        velocity = _buffer(state, "velocity", data) if momentum else None
-        if not group["nesterov"] and kernels.descent.step(
-            data, grad, velocity, lr, decay, momentum
-        ):
-            return
         step = grad * lr
         if decay:
             step += data * (lr * decay)
-        if velocity is not None:
+        if momentum:
+            velocity = _buffer(state, "velocity", data)
             velocity *= momentum
             velocity += step
             step = step + momentum * velocity if group["nesterov"] else velocity
         data -= step
 
+    def update_on_cpu(self, updates: list[Update]) -> None:
+        if type(self).update is SGD.update:  # a subclass may have a rule of its own
+            updates = kernels.descent.take(updates)
+        super().update_on_cpu(updates)
+
     def update_at_once(self, updates: list[Update]) -> bool:
-        if type(self).update is not SGD.update:  # a subclass has a rule of its own
+        if type(self).update is not SGD.update:
             return False
         tensors = [
             {

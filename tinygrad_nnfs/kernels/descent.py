@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from numpy import ndarray
+import numpy as np
 
 from tinygrad_nnfs.kernels import loops, threads
 from tinygrad_nnfs.registry import kernel_mode
@@ -10,31 +10,45 @@ from tinygrad_nnfs.registry import kernel_mode
 SIZE = 2**16  # elements of a piece
 
 
-def step(
-    theta: Any, gradient: Any, velocity: Any, lr: float, weight_decay: float, momentum: float
-) -> bool:
-    """Update theta in place, and velocity where there is one; False where this does not apply."""
-    if type(theta) is not ndarray or type(gradient) is not ndarray or not kernel_mode.enabled:
-        return False
-    strides = theta.strides
-    if not theta.flags.forc or gradient.strides != strides:
-        return False
-    kernels = loops.best()
-    if kernels is loops and theta.size <= SIZE:
-        return False
-    if velocity is None:
-        arrays = theta.ravel("K"), gradient.ravel("K")
-        settings = lr, weight_decay
-        update = kernels.gradient_step
-    elif velocity.strides == strides:
-        arrays = theta.ravel("K"), gradient.ravel("K"), velocity.ravel("K")
-        settings = lr, weight_decay, momentum
-        update = kernels.momentum_step
-    else:
-        return False
-    if threads.is_large(theta.size):
-        pieces = threads.pieces(theta.size, SIZE)
-        threads.run(lambda piece: update(*(a[piece] for a in arrays), *settings), pieces)
-    else:
-        update(*arrays, *settings)
-    return True
+def take(updates: list[Any]) -> list[Any]:
+    """Do those updates, (theta, gradient, state, group), that a kernel is for; return the rest."""
+    if not kernel_mode.enabled:
+        return updates
+    kernels: Any = loops.best()
+    smallest = SIZE if kernels is loops else 0
+    rest = []
+    for update in updates:
+        theta, gradient, state, group = update
+        momentum, strides = group["momentum"], theta.strides
+        velocity = None
+        if momentum:
+            velocity = state.get("velocity")
+            if velocity is None:
+                velocity = state["velocity"] = np.zeros_like(theta)
+        if (
+            theta.size < smallest
+            or group["nesterov"]
+            or not theta.flags.forc
+            or type(gradient) is not np.ndarray
+            or gradient.strides != strides
+            or (velocity is not None and velocity.strides != strides)
+        ):
+            rest.append(update)
+            continue
+        arrays = [theta.ravel("K"), gradient.ravel("K")]
+        settings = [group["lr"], group["weight_decay"]]
+        step = kernels.gradient_step
+        if velocity is not None:
+            arrays.append(velocity.ravel("K"))
+            settings.append(momentum)
+            step = kernels.momentum_step
+        if threads.is_large(theta.size):
+            _in_pieces(step, arrays, settings)
+        else:
+            step(*arrays, *settings)
+    return rest
+
+
+def _in_pieces(step: Any, arrays: Any, settings: Any) -> None:
+    pieces = threads.pieces(arrays[0].size, SIZE)
+    threads.run(lambda piece: step(*[a[piece] for a in arrays], *settings), pieces)
