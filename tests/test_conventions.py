@@ -108,6 +108,12 @@ def test_softmax_cross_entropy_is_exact_for_large_logits(dtype):
     assert loss.numpy().tolist() == [0, 2e4]
     loss.backward(np.ones(2, dtype))
     assert leaf.grad.numpy().tolist() == [[0, 0, 0], [-1, 1, 0]]
+    for reduction, n in (("sum", 1), ("mean", 2)):
+        leaf.grad = None
+        loss = ops.softmax_cross_entropy(leaf, np.array([0, 0]), reduction=reduction)
+        assert (loss.item(), loss.shape, loss.dtype) == (2e4 / n, (), dtype)
+        loss.backward(3 * np.ones((), dtype))
+        assert leaf.grad.numpy().tolist() == [[0, 0, 0], [-3 / n, 3 / n, 0]]
 
 
 @pytest.mark.parametrize(
