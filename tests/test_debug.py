@@ -379,6 +379,22 @@ def test_a_step_of_the_optimizer_between_forward_and_backward():
     assert f"\n  backward called at {line_of('too late')}" in str(error.value)
 
 
+def test_a_weight_that_no_rule_needs_may_change():
+    network = nn.Linear(3, 2)
+    optimizer = optim.SGD(network.parameters(), lr=0.1)
+    with detect_anomaly():
+        for rows in (1, 5):
+            images = np.ones((rows, 3), np.float32)
+            network(images).sum().backward()
+            expected = network.weight.grad.numpy().copy()
+            loss = network(images).sum()  # of its input no gradient is asked
+            optimizer.step()
+            optimizer.zero_grad()
+            loss.backward()
+            np.testing.assert_array_equal(network.weight.grad.numpy(), expected)
+            optimizer.zero_grad()
+
+
 def test_load_state_dict_between_forward_and_backward():
     network, _ = small_network()
     state = {name: value * 2 for name, value in network.state_dict().items()}

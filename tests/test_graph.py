@@ -313,6 +313,11 @@ def test_mistakes_are_one_clear_line():
         assert str(raised.value).startswith("draw: ")
 
 
+def test_names_must_be_a_dict():
+    with pytest.raises(TypeError, match="names must be a dict from names to Tensors, found a list"):
+        draw(ops.exp(Parameter([1.0])), names=["x"])
+
+
 def test_stats_must_be_of_this_graph():
     x = Tensor([1.0], requires_grad=True)
     with profile() as plain:
@@ -402,6 +407,8 @@ def test_what_is_not_finite_is_red(value, word):
     assert flagged(picture)["2: Linear(8, 4)"][0] == f"output {word}"
     assert flagged(picture)["2.bias"][-1] == f"value {word}"
     assert flagged(picture)["0.weight"] == ["gradient NaN"]
+    if value != value:  # of one element, and red all the same
+        assert any("output NaN" in said for said in flagged(picture)["softmax_cross_entropy"])
 
 
 def test_scalars_show_their_values():

@@ -372,6 +372,12 @@ def check_result(name: str, names: Sequence[str], inputs: int, result: Any) -> N
         raise TypeError(
             f"op {name} must return one array, and a rule for each input, found several"
         )
+    for rule in result[1:]:
+        if rule is not None and not callable(rule):
+            raise TypeError(
+                f"op {name}: a rule must be a function of dy, or None, found a "
+                f"{type(rule).__name__}"
+            )
 
 
 def input_names(op: Callable[..., Any], count: int) -> list[str]:

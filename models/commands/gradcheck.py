@@ -79,10 +79,11 @@ def chosen(names: Sequence[str], known: Mapping[str, Op[...]]) -> dict[str, Op[.
     """The ops of these names, each once; all of them if there are no names."""
     for name in names:
         if name not in known:
-            near = difflib.get_close_matches(name, known) or list(known)[:5]
+            near = difflib.get_close_matches(name, known)
+            guess = f": is it {' or '.join(near)}?" if near else ";"
             raise CommandError(
-                f"no op is called {name!r}: is it {' or '.join(near)}? "
-                "(one of your own needs --module FILE)"
+                f"no op is called {name!r}{guess} `nnfs gradcheck` checks all there are, one of "
+                "your own needs --module FILE"
             )
     return {name: known[name] for name in names or known}
 
@@ -91,6 +92,8 @@ def ops_of(path: Path) -> dict[str, Op[...]]:
     """The ops that a Python file defines."""
     before = dict(OPS)
     spec = importlib.util.spec_from_file_location(path.stem, path)
+    if not path.exists():
+        raise CommandError(f"{path}: is no Python file: there is no such file")
     if not path.is_file() or spec is None or spec.loader is None:
         raise CommandError(f"{path}: is no Python file")
     module = importlib.util.module_from_spec(spec)

@@ -82,10 +82,10 @@ def check_op(op: Op[...], *, cases: int = 25, seed: int = 0) -> Report:
     return report
 
 
-def _size(case: Case) -> tuple[int, int]:
-    """The elements of a case, and the digits it takes to write few of them."""
-    elements = sum(x.size for x in case.inputs if isinstance(x, np.ndarray))
-    return elements, len(literal(case)) if elements < 50 else 0
+def _size(case: Case) -> tuple[bool, int, int]:
+    """Whether arrays are empty, their elements, and the digits it takes to write few of them."""
+    sizes = [x.size for x in case.inputs if isinstance(x, np.ndarray)]
+    return 0 in sizes, sum(sizes), len(literal(case)) if sum(sizes) < 50 else 0
 
 
 def run_checks(op: Op[...], case: Case) -> dict[int, float]:
@@ -145,6 +145,6 @@ def check_coverage(report: Report) -> None:
     for name, checked in report.inputs.items():
         if not checked.cases:
             raise CheckError(
-                f"{report.op}: no case gives input {name} a floating array of some elements that "
+                f"{report.op}: no case gives input {name} a float64 array of some elements that "
                 "do not all lie on kinks: its rule was never checked"
             )

@@ -135,7 +135,14 @@ def cases_of(op: Op[...], draw: Draw) -> Iterator[Case]:
     cases = op.sampler(draw)
     if not isinstance(cases, Iterator):
         raise CheckError(f"the samples of {op.__name__} must yield cases: yield draw.case(...)")
-    for case in cases:
+    while True:
+        try:
+            case = next(cases)
+        except StopIteration:
+            return
+        except Exception as error:
+            error.add_note(f"in the samples of {op.__name__}")
+            raise
         if not isinstance(case, Case):
             raise CheckError(
                 f"the samples of {op.__name__} must yield draw.case(...), not {case!r}"

@@ -13,7 +13,13 @@ import numpy as np
 from tinygrad_nnfs import backend
 from tinygrad_nnfs.checking.cases import Arrays, Case, CheckError, is_floating
 from tinygrad_nnfs.checking.derivatives import complex_slope, slope, unit
-from tinygrad_nnfs.checking.gradients import Comparison, worst_element
+from tinygrad_nnfs.checking.gradients import (
+    Comparison,
+    apart,
+    bracketed,
+    furthest,
+    worst_element,
+)
 from tinygrad_nnfs.kernels import threads
 from tinygrad_nnfs.registry import Index, Op, captured_memory, check_result, input_names, memory_of
 from tinygrad_nnfs.tensor import Tensor
@@ -63,7 +69,11 @@ def _apply_rules(
         if rule is None or not is_floating(x):
             gradients.append(None)
             continue
-        dx = rule(dy)
+        try:
+            dx = rule(dy)
+        except Exception as error:
+            error.add_note(f"in the rule of {name} for {input_name}")
+            raise
         if not isinstance(dx, np.ndarray | np.generic):
             raise CheckError(f"{name}: the rule for {input_name} returned {dx!r}, not an array")
         gradients.append(np.asarray(dx))
@@ -136,7 +146,8 @@ def check_complex_step(op: Op[...], case: Case) -> None:
         elements = np.empty(x.shape)
         for place in np.ndindex(x.shape):
             elements[place] = derivative(unit(x.shape, place))
-        where = worst_element(_names(op, case)[i], x, gradient, elements, "the complex step gives")
+        name, says = _names(op, case)[i], "the complex step gives"
+        where = worst_element(name, x, gradient, elements, says, EXACT)
         raise CheckError(f"{op.__name__}: {where}")
 
 
@@ -209,22 +220,36 @@ def check_nothing_mutated(op: Op[...], case: Case) -> None:
 
 
 def _check_nothing_mutated(op: Op[...], case: Case) -> None:
-    inputs = [x.copy() if isinstance(x, np.ndarray) else x for x in case.inputs]
     for name, function in implementations(op, case):
-        for x in inputs:
-            if isinstance(x, np.ndarray):
-                x.flags.writeable = False
-        try:
-            y, rules = run_on(function, case, inputs)
-            before, dy = y.copy(), _dy_for(y)
-            dy.flags.writeable = False
-            _apply_rules(op, name, rules, dy, inputs)
-        except ValueError as error:
-            if "read-only" in str(error) or "not writeable" in str(error):
-                raise CheckError(f"{name} writes to an input or to dy: {error}") from error
-            raise
-        if not np.array_equal(y, before, equal_nan=True):
-            raise CheckError(f"{name}: a rule changed the output")
+        if _writes_to(op, case, name, function, None):  # to which of them?
+            everything = [*_names(op, case), "dy"]
+            guilty = [x for x in everything if _writes_to(op, case, name, function, x)]
+            raise CheckError(f"{name} writes to {' and to '.join(guilty)}, which is not its own")
+
+
+def _writes_to(op: Op[...], case: Case, name: str, function: Any, only: str | None) -> bool:
+    """Does an implementation write to one of its arrays, or to any of them if `only` is None?"""
+
+    def guarded(x: Any, array_name: str) -> Any:
+        x = x.copy() if isinstance(x, np.ndarray) else x
+        if isinstance(x, np.ndarray) and only in (None, array_name):
+            x.flags.writeable = False
+        return x
+
+    inputs = [guarded(x, n) for x, n in zip(case.inputs, _names(op, case), strict=True)]
+    try:
+        y, rules = run_on(function, case, inputs)
+        before, dy = y.copy(), guarded(_dy_for(y), "dy")
+        _apply_rules(op, name, rules, dy, inputs)
+    except (ValueError, CheckError) as error:
+        if "read-only" in str(error) or "not writeable" in str(error):
+            return True
+        if only is not None:
+            return False  # what was written to made another error
+        raise
+    if only is None and not np.array_equal(y, before, equal_nan=True):
+        raise CheckError(f"{name}: a rule changed the output")
+    return False
 
 
 def check_no_aliases(op: Op[...], case: Case) -> None:
@@ -370,8 +395,9 @@ def _same_results(
             raise CheckError(f"{what}: {name} has shape {b.shape}, expected {a.shape}")
         scale = max(float(abs(a).max()), 1.0) if a.size else 1.0
         if not np.allclose(a, b, rtol=tolerance, atol=tolerance * scale, equal_nan=True):
-            worst = float(abs(np.asarray(a) - b).max())
-            raise CheckError(f"{what}: {name} differs by {worst:.3g}")
+            at = furthest(abs(np.asarray(a) - b))
+            is_found, is_expected = apart(np.asarray(b)[at], np.asarray(a)[at])
+            raise CheckError(f"{what}: {name}{bracketed(at)} is {is_found}, expected {is_expected}")
 
 
 def check_calls_are_independent(op: Op[...], case: Case) -> None:
@@ -432,9 +458,9 @@ CHECKS: dict[str, Callable[[Op[...], Case], Any]] = {
     "complex step": check_complex_step,
     "variants": check_variants,
     "other backend": check_other_backend,
+    "calls are independent": check_calls_are_independent,
     "shape and dtype": check_shape_and_dtype,
     "no aliases": check_no_aliases,
-    "calls are independent": check_calls_are_independent,
     "memory order": check_memory_order,
     "saved memory": check_saved_memory,
     "tape freed": check_tape_freed,

@@ -80,6 +80,10 @@ def draw(
             "`with profile(statistics=True) as p:`"
         )
     names = names or {}
+    if not isinstance(names, Mapping):
+        raise TypeError(
+            f"draw: names must be a dict from names to Tensors, found a {type(names).__name__}"
+        )
     wrong = [name for name, tensor in names.items() if not isinstance(tensor, Tensor)]
     if wrong:
         raise TypeError(f"draw: names must be of Tensors, {wrong[0]!r} is not")
@@ -346,8 +350,10 @@ class _Drawing:
         """What is wrong with an op's output, or with a gradient, in words."""
         call, gradient = self.calls.get(node), self.gradients.get(node)
         found = []
-        if call and call.output and call.output.problem and call.output.size > 1:
-            found.append(f"output {call.output.problem}")
+        output = call.output if call else None
+        # a single number, the loss say, may well be constant
+        if output and output.problem and (output.size > 1 or output.problem in ("NaN", "inf")):
+            found.append(f"output {output.problem}")
         if gradient and gradient.problem:
             found.append(f"gradient {gradient.problem}")
         elif gradient and node.op and gradient.size > 1 and self.near_loss:

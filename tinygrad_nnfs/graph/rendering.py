@@ -13,7 +13,12 @@ import sys
 from collections.abc import Iterable
 from pathlib import Path
 
-import graphviz
+try:
+    import graphviz
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"{error}: pip install 'tinygrad_nnfs[draw]'", name=error.name
+    ) from None
 
 from tinygrad_nnfs.checkpoint import write_file
 

@@ -7,13 +7,13 @@ import numpy as np
 from numpy import ndarray
 
 from tinygrad_nnfs.kernels import blas, loops, memory, threads
-from tinygrad_nnfs.ops.linear import check_linear, linear, matmul
+from tinygrad_nnfs.ops.linear import check_linear, linear, matmul, memory_order
 
 SIZE = 128  # rows or columns of a product that a piece computes
 
 
 # what the ops find as xp: all that these two need of it
-_numpy = SimpleNamespace(matmul=blas.matmul, empty_like=memory.empty_like)
+_numpy = SimpleNamespace(matmul=blas.matmul, empty=memory.empty)
 
 
 def _is_array(a, b, bias=None):
@@ -42,6 +42,7 @@ def linear_in_pieces(xp, x, weight, bias=None):
     shape = x.shape
     x = x.reshape(-1, into)
     y = memory.empty((len(x), out), x.dtype)
+    order, dtype = memory_order(weight), weight.dtype
 
     def forward(piece):
         np.matmul(x, weight[piece].T, out=y[:, piece])
@@ -62,7 +63,7 @@ def linear_in_pieces(xp, x, weight, bias=None):
 
     def dweight(dy):
         dy = dy.reshape(-1, out)
-        gradient = memory.empty_like(weight)
+        gradient = memory.empty((out, into), dtype, order)
 
         def backward(piece):
             np.matmul(dy[:, piece].T, x, out=gradient[piece])
@@ -92,15 +93,15 @@ def linear_of_one_row(xp, x, weight, bias=None):
     y = blas.row_product(x, weight.T)
     if bias is not None:
         y += bias
-    by_inputs = weight.flags.f_contiguous
+    order, dtype, shape = memory_order(weight), weight.dtype, weight.shape
 
     def dx(dy):
         return blas.row_product(dy, weight)
 
     def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
-        gradient = memory.empty_like(weight)
+        gradient = memory.empty(shape, dtype, order)
         row, column = x.ravel(), dy.ravel()
-        if by_inputs:  # column by column in memory
+        if order == "F":
             loops.best().outer(row, column, gradient.T)
         else:
             loops.best().outer(column, row, gradient)
