@@ -67,6 +67,8 @@ def find(name: str) -> nn.Module:
     if name in NETWORKS:
         return build(name)
     if not Path(name).exists():
+        if Path(name).suffix or os.sep in name:
+            raise CheckpointError(f"{name}: there is no such model file or run's folder")
         raise CheckpointError(
             f"{quoted(name)} is neither a network, which are {' and '.join(NETWORKS)}, nor a model "
             "file, nor a run's folder"

@@ -443,6 +443,16 @@ def test_write_file_takes_any_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == b""
 
 
+def test_write_file_follows_a_symbolic_link(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "there" / "file")
+    for content in (b"1", b"2"):
+        write_file(tmp_path / "link", content)
+        assert (tmp_path / "there" / "file").read_bytes() == content
+    assert (tmp_path / "link").is_symlink()
+    assert sorted(os.listdir(tmp_path)) == ["link", "there"]
+
+
 # -- weights ---------------------------------------------------------------------------------------
 
 

@@ -35,7 +35,7 @@ from tinygrad_nnfs import (
 )
 from tinygrad_nnfs.debug import count, describe, fingerprint
 from tinygrad_nnfs.kernels import threads
-from tinygrad_nnfs.ops import softmax_cross_entropy
+from tinygrad_nnfs.ops import conv2d, softmax_cross_entropy
 from tinygrad_nnfs.testing import op_cases
 
 THIS_FILE = __file__
@@ -359,6 +359,16 @@ def test_every_change_of_what_a_rule_saved_is_found(name):
                 y.backward(np.ones_like(y.data))
 
     run()
+
+
+def test_what_was_changed_is_shown_as_the_user_knows_it():
+    # fast convolutions save images that lie channels last as (n, h, w, c)
+    images = np.ones((2, 6, 5, 16), np.float32).transpose(0, 3, 1, 2)
+    with detect_anomaly():
+        y = conv2d(images, Tensor(np.ones((16, 16, 3, 3), np.float32), requires_grad=True))
+    images[0] = 3
+    with pytest.raises(AnomalyError, match=r"(?s)x of conv2d was .* now: float32 \(2, 16, 6, 5\)"):
+        y.backward(np.ones(y.shape, np.float32))
 
 
 def small_network():

@@ -318,6 +318,11 @@ def test_names_must_be_a_dict():
         draw(ops.exp(Parameter([1.0])), names=["x"])
 
 
+def test_save_needs_a_path():
+    with pytest.raises(TypeError, match="the path of its file, found NoneType"):
+        save(draw(ops.exp(Parameter([1.0]))), None)
+
+
 def test_stats_must_be_of_this_graph():
     x = Tensor([1.0], requires_grad=True)
     with profile() as plain:

@@ -325,6 +325,9 @@ def test_forward_hooks_see_and_replace_the_output():
     remove_second()
     assert layer(x).numpy().tolist() == [0, 3]
     assert len(seen) == 1
+    layer.register_forward_hook(lambda module, inputs, y: float(y.sum()))
+    with pytest.raises(TypeError, match="hook of ReLU must return a Tensor or None, found a float"):
+        layer(x)
 
 
 def test_modules_have_names_and_a_shared_one_comes_once():

@@ -236,6 +236,7 @@ def test_command_mistakes_are_one_line(capsys, tmp_path):
             1,
             "'alexnet' is neither a network, which are mlp and cnn, nor a model file",
         ),
+        (("missing.safetensors",), 1, "missing.safetensors: there is no such model file"),
         ((tmp_path,), 1, "has no model.safetensors"),
         (("mlp", "--batch", "-1"), 2, "'-1' is not"),
         ((), 2, "required: NETWORK"),

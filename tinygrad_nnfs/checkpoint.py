@@ -63,9 +63,10 @@ def write_file(path: AnyPath, content: bytes) -> None:
 
     That is so after an error (OSError), and if the process is killed or the power fails at any
     moment. What a killed process leaves behind, a hidden `.NAME.XXXXXXXX.partial`, goes with a
-    write an hour later: a younger one may be another process's, at work.
+    write an hour later: a younger one may be another process's, at work. A symbolic link is
+    followed: it stays, and the file that it points at is replaced.
     """
-    path = Path(path)
+    path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
     leftover = f".{path.name}."

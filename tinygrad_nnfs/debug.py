@@ -88,14 +88,17 @@ class _Call:
     def labels(self, chosen: Sequence[int]) -> str:
         return " and ".join(self.label(i) for i in chosen)
 
-    def origin(self, array: Array) -> str:
-        """What an array that a rule saved is to the user, by the memory that it lies in."""
+    def origin(self, array: Array) -> tuple[str, Array]:
+        """What an array that a rule saved is to the user, by the memory that it lies in.
+
+        Its name, and the array that the user knows: a rule may save another view of it.
+        """
         xp = backend.of(array)
-        for i, x in enumerate(self.arrays):
+        known = {self.label(i): x for i, x in enumerate(self.arrays)} | {"the result": self.output}
+        for name, x in known.items():
             if backend.is_array(x) and backend.of(x) is xp and xp.may_share_memory(x, array):
-                return self.label(i)
-        known = backend.of(self.output) is xp and xp.may_share_memory(self.output, array)
-        return "the result" if known else "an array that the forward saved"
+                return name, x
+        return "an array that the forward saved", array
 
     def __str__(self) -> str:
         return self.op.__name__ + _place(self.scope)
@@ -180,12 +183,13 @@ class _Detector:
         """Run the rule of input i if all that it saved is as it was, and judge the gradient."""
         for array, before in call.saved.get(i, ()):
             if fingerprint(array) != before:
+                name, changed = call.origin(array)
                 raise AnomalyError(
-                    f"{call.origin(array)} of {call} was changed after the forward, and the "
+                    f"{name} of {call} was changed after the forward, and the "
                     f"backward needs it as it was\n"
                     f"  forward called at {call.line}\n"
                     f"  backward called at {_line_of_user()}\n"
-                    f"  now: {describe(array)}\n"
+                    f"  now: {describe(changed)}\n"
                     "  call backward before optimizer.step(), and copy what will be overwritten"
                 )
         with np.errstate(all="ignore"):

@@ -47,7 +47,13 @@ class Module:
             recording.scope = outer
         for hook in self._forward_hooks:
             replacement = hook(self, inputs, y)
-            y = y if replacement is None else replacement
+            if isinstance(replacement, Tensor):
+                y = replacement
+            elif replacement is not None:
+                raise TypeError(
+                    f"a forward hook of {type(self).__name__} must return a Tensor or None, found "
+                    f"a {type(replacement).__name__}"
+                )
         return y
 
     def register_forward_hook(self, hook: Callable[..., Any]) -> Callable[[], None]:

@@ -108,6 +108,10 @@ def save(picture: graphviz.Digraph, path: str | os.PathLike[str]) -> None:
         raise TypeError(
             f"save: expected a picture by draw, and a path, found {type(picture).__name__}"
         )
+    if not isinstance(path, str | os.PathLike):
+        raise TypeError(
+            f"save: expected a picture and the path of its file, found {type(path).__name__}"
+        )
     path = Path(path)
     form = check_suffix(path)
     try:
