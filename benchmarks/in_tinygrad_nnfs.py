@@ -41,7 +41,7 @@ KERNELS = {
 
 
 def network_of(model: str) -> CNN | MLP:
-    """The network, with BLAS's threads as `nnfs train` sets them: for dense layers alone."""
+    """The network, with BLAS's own threads if it has dense layers alone, as their docs advise."""
     use_blas_threads(model == "mlp")
     return NETWORKS[model]()
 

@@ -5,13 +5,13 @@ import contextlib
 import datetime
 import importlib.metadata
 import importlib.util
+import io
 import json
 import os
 import platform
 import re
 import statistics
 import sys
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, NoReturn
 import numpy as np
 
 from tinygrad_nnfs import num_threads
+from tinygrad_nnfs.checkpoint import write_file
 
 RESULTS = Path(__file__).parent / "results"
 OURS, THEIRS = "tab:blue", "tab:gray"  # colours of bars
@@ -190,9 +191,9 @@ def publish(options: argparse.Namespace, facts: Row, report: Report) -> None:
     if report.before:
         result["before"] = [{"title": t.title, "rows": t.rows} for t in report.before]
     text = json.dumps(result, indent=2, allow_nan=False) + "\n"
-    _write(options.json, lambda path: path.write_text(text))
+    _write(options.json, text.encode())
     if options.plot:
-        _write(options.plot, lambda path: _draw(report, path))
+        _write(options.plot, _draw(report, options.plot.suffix.removeprefix(".")))
 
 
 def table(columns: list[Column], rows: list[Row]) -> str:
@@ -211,21 +212,20 @@ def table(columns: list[Column], rows: list[Row]) -> str:
     )
 
 
-def _write(path: Path, write: Callable[[Path], object]) -> None:
-    """`write` to a file beside `path`, then rename it: nobody sees half a file."""
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=".benchmarks-") as directory:
-        temporary = Path(directory, path.name)
-        write(temporary)
-        temporary.replace(path)
+def _write(path: Path, content: bytes) -> None:
+    write_file(path, content)
     print(f"written: {os.path.relpath(path)}")
 
 
-def _draw(report: Report, path: Path) -> None:
+def _draw(report: Report, form: str) -> bytes:
+    """The plot as a file's content."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 5), layout="constrained")
     report.draw(figure)
-    figure.savefig(path, dpi=150)
+    content = io.BytesIO()
+    figure.savefig(content, format=form, dpi=150)
+    return content.getvalue()
 
 
 def bars(axes: Any, labels: list[str], rows: list[Row], label: str) -> None:

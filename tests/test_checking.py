@@ -5,6 +5,7 @@ import pytest
 
 from tinygrad_nnfs import OPS, Tensor, op, ops
 from tinygrad_nnfs.checking import CheckError, Draw, check_op, gradcheck
+from tinygrad_nnfs.registry import once
 from tinygrad_nnfs.testing import check_op as check_op_with_hypothesis
 
 
@@ -200,6 +201,20 @@ def test_wrong_variant_is_caught():
     doubled.samples(one)
     with pytest.raises(CheckError, match="doubled_fast: the gradient by x"):
         check_op(doubled)
+
+
+def test_a_variant_for_float32_alone_that_shares_its_gradient_is_caught():
+    @op
+    def doubled_again(xp, x):
+        return x * 2, lambda dy: dy * 2
+
+    @doubled_again.on(np, when=lambda x: x.dtype == np.float32)
+    def doubled_once(xp, x):
+        return x * 2, once(lambda dy: dy * 2)
+
+    doubled_again.samples(one)
+    with pytest.raises(CheckError, match="doubled_once, its rules used twice"):
+        check_op(doubled_again)
 
 
 @pytest.mark.parametrize("name", ["matmul", "conv2d", "max_pool2d", "softmax_cross_entropy"])

@@ -443,6 +443,14 @@ def test_write_file_takes_any_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == b""
 
 
+def test_write_file_leaves_to_a_file_who_may_read_it(tmp_path):
+    path = tmp_path / "a"
+    write_file(path, b"1")
+    path.chmod(0o600)
+    write_file(path, b"2")
+    assert path.stat().st_mode & 0o777 == 0o600
+
+
 def test_write_file_follows_a_symbolic_link(tmp_path):
     (tmp_path / "there").mkdir()
     (tmp_path / "link").symlink_to(tmp_path / "there" / "file")

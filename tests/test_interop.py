@@ -174,6 +174,14 @@ def test_nothing_but_dropout(tmp_path):
     assert_same(network, path, images(2, 3))
 
 
+def test_what_a_sequential_does_not_call_is_not_exported(tmp_path):
+    path = tmp_path / "model.onnx"
+    network = nn.Sequential(nn.Linear(3, 2))
+    network.others = [nn.ReLU()]
+    to_onnx(network, path, (3,))
+    assert_same(network, path, images(2, 3) - 0.5)
+
+
 def test_doubles_become_float32(tmp_path):
     path = tmp_path / "model.onnx"
     network = nn.Sequential(nn.Flatten(), nn.Linear(4, 2)).astype("float64")

@@ -98,6 +98,25 @@ def test_run_does_every_piece_once_and_passes_errors_on():
     assert len(done) == 103
 
 
+def test_nothing_is_at_work_after_an_error():
+    set_num_threads(3)
+    everybody, at_work = threading.Barrier(3), []
+
+    def work(piece):
+        everybody.wait(timeout=10)
+        if threading.current_thread() is not threading.main_thread() and not at_work:
+            at_work.append(piece)
+            time.sleep(0.2)
+            at_work.clear()
+        else:
+            raise ZeroDivisionError(piece)
+
+    with pytest.raises(ZeroDivisionError):
+        threads.run(work, range(3))
+    assert not at_work
+    assert blas.openblas() is None or not blas.openblas().users
+
+
 def test_run_inside_run_does_not_wait_for_itself():
     set_num_threads(4)
     inner = []
@@ -241,6 +260,34 @@ def test_forked_child_computes():
     assert done.returncode == 0
 
 
+def test_forked_child_has_none_of_the_locks_of_other_threads():
+    if not hasattr(os, "fork"):
+        pytest.skip("no fork here")
+    code = (
+        "import os, signal, threading, warnings, numpy as np, tinygrad_nnfs as t\n"
+        "warnings.simplefilter('ignore')\n"
+        "from tinygrad_nnfs.kernels import blas, memory\n"
+        "from tinygrad_nnfs.backend import _random\n"
+        "forked = threading.Event()\n"
+        "held = threading.Event()\n"
+        "def hold():\n"
+        "    with memory._lock, _random.lock, blas.single_threaded():\n"
+        "        held.set(); forked.wait(30)\n"
+        "threading.Thread(target=hold).start()\n"
+        "held.wait(30)\n"
+        "pid = os.fork()\n"
+        "if not pid:\n"
+        "    signal.alarm(20)\n"
+        "    t.nn.Dropout()(t.nn.LeakyReLU()(np.ones((512, 512), np.float32)))\n"
+        "    library = blas.openblas()\n"
+        "    os._exit(library is not None and library.get_num_threads() != library.before)\n"
+        "forked.set()\n"
+        "raise SystemExit(os.waitpid(pid, 0)[1])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], timeout=60)
+    assert done.returncode == 0
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 LARGE = (memory.SMALLEST // 4,)  # of float32
@@ -274,6 +321,21 @@ def test_memory_that_was_made_read_only_is_not_handed_out():
     del first
     assert memory.empty(LARGE, np.float32).ctypes.data != address
     assert memory.empty(LARGE, np.float32).flags.writeable
+
+
+def test_memory_whose_shape_or_dtype_was_set_is_not_handed_out():
+    def as_integers(array):
+        array.dtype = np.int32
+
+    def as_rows(array):
+        array.shape = (4, -1)
+
+    for change in (as_integers, as_rows):
+        first = memory.empty(LARGE, np.float32)
+        change(first)
+        del first
+        again = memory.empty(LARGE, np.float32)
+        assert (again.shape, again.dtype) == (LARGE, np.float32)
 
 
 def test_no_more_memory_is_kept_than_allowed(monkeypatch):
@@ -450,6 +512,117 @@ def test_compiled_loops_are_the_loops(seed, slope):
         results.append([out, positive, y, winner, dx])
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+def odd_inputs(dtype):
+    x = np.linspace(-1, 1, 32).reshape(1, 2, 4, 4).transpose(0, 3, 1, 2).astype(dtype)
+    return x, x.reshape(2, 16)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "longdouble", ">f4", ">f8"])
+def test_dtypes_that_numba_does_not_know(dtype):
+    images, rows = odd_inputs(dtype)
+    weight = np.ones((3, 16), dtype)
+    calls = [
+        lambda: ops.leaky_relu(rows),
+        lambda: ops.dropout(rows, p=0.5, key=(1, 2)),
+        lambda: ops.max_pool2d(images, kernel_size=2),
+        lambda: ops.linear(rows[:1], weight),
+        lambda: softmax_cross_entropy(rows, np.array([3, 0], ">i4")),
+    ]
+    for call in calls:
+        found = call()
+        with reference_kernels():
+            expected = call()
+        assert found.dtype == expected.dtype == np.dtype(dtype).newbyteorder("=")
+        np.testing.assert_allclose(found.numpy(), expected.numpy(), rtol=1e-3)
+
+
+def test_a_network_in_half_precision_trains():
+    network = MLP().astype("float16")
+    optimizer = optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+    images, labels = batch(1)
+    losses = []
+    for _ in range(4):
+        loss = softmax_cross_entropy(network(images.astype("float16")), labels)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert loss.dtype == "float16"
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_cross_entropy_of_a_class_that_is_masked(smoothing):
+    logits = np.array([[0, -np.inf, 1], [2, 1, 0]], np.float32)
+    call = Case((logits, np.array([0, 1])), {"label_smoothing": smoothing})
+    loss = softmax_cross_entropy(*call.inputs, **call.params).item()
+    with reference_kernels():
+        assert loss == pytest.approx(softmax_cross_entropy(*call.inputs, **call.params).item())
+    assert np.isfinite(loss) == (smoothing == 0)
+
+
+@pytest.mark.parametrize("place", range(4))
+@pytest.mark.parametrize("numba", [False, pytest.param(True, marks=needs_numba)])
+def test_the_gradient_of_a_window_with_a_nan_goes_to_it(place, numba, monkeypatch):
+    monkeypatch.setattr(loops, "numba_is_installed", lambda: numba)
+    loops.best.cache_clear()
+    window = np.array([3.0, 1.0, 2.0, 4.0], np.float32)
+    window[place] = np.nan
+    x = Tensor(window.reshape(1, 2, 2, 1).transpose(0, 3, 1, 2), requires_grad=True)
+    for context in (reference_kernels, threads.tiny_pieces):
+        x.grad = None
+        with context():
+            y = ops.max_pool2d(x, kernel_size=2)
+        y.backward(np.full(y.shape, 5.0))
+        assert np.isnan(y.numpy()).all()
+        assert x.grad.numpy().reshape(-1)[place] == 5
+        assert x.grad.numpy().sum() == 5
+    loops.best.cache_clear()
+
+
+def test_nan_goes_through_dropout():
+    x = Tensor(np.full(64, np.nan, np.float32), requires_grad=True)
+    y = ops.dropout(x, p=0.5, key=(1, 2))
+    y.backward(np.full(64, np.nan))
+    assert np.isnan(y.numpy()).all()
+    assert np.isnan(x.grad.numpy()).all()
+
+
+def test_numba_that_cannot_be_imported_is_not_used(monkeypatch):
+    def refuse(name):
+        raise ImportError("Numba needs NumPy 2.2 or less")
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    monkeypatch.setattr(loops.importlib, "import_module", refuse)
+    with pytest.warns(UserWarning, match="numba is installed but not used: Numba needs NumPy"):
+        assert not loops.numba_is_installed.__wrapped__()
+
+
+@needs_numba
+def test_kernels_are_compiled_anew_where_nothing_can_be_written(monkeypatch):
+    import numba
+
+    from tinygrad_nnfs.kernels.compiler import kernel
+
+    compiler = numba.njit
+
+    def without_a_folder(function, *, cache=False, **options):
+        if cache:
+            raise RuntimeError("cannot cache function: no locator available")
+        return compiler(function, **options)
+
+    monkeypatch.setattr(numba, "njit", without_a_folder)
+    assert kernel(lambda x: x + 1)(2) == 3
+
+
+def test_descent_leaves_a_read_only_parameter_to_numpys_words():
+    p = Parameter(np.ones(4, np.float32))
+    p.grad = Tensor(np.ones(4, np.float32))
+    p.data.flags.writeable = False
+    with pytest.raises(ValueError, match="read-only"):
+        optim.SGD([p], lr=0.1).step()
 
 
 # -- profile ---------------------------------------------------------------------------------------

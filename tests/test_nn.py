@@ -3,12 +3,14 @@
 import copy
 import gc
 import json
+import threading
 import weakref
 
 import numpy as np
 import pytest
 
 from tinygrad_nnfs import Parameter, Tensor, get_rng_state, manual_seed, nn, set_rng_state
+from tinygrad_nnfs.backend import random_key
 from tinygrad_nnfs.checking import gradcheck
 
 
@@ -82,6 +84,35 @@ def test_load_state_dict_refuses_and_changes_nothing(change, message):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_load_state_dict_refuses_two_values_for_one_tensor():
+    network = nn.Sequential(nn.Linear(2, 2, bias=False))
+    setattr(network, "1", network[0])
+    state = network.state_dict()
+    network.load_state_dict(state)
+    state["1.weight"] += 1
+    with pytest.raises(
+        ValueError, match=r"0\.weight and 1\.weight are one tensor here, but differ"
+    ):
+        network.load_state_dict(state)
+
+
+def test_a_module_may_know_the_one_around_it():
+    network = nn.Sequential(nn.Linear(2, 3), nn.Linear(3, 2))
+    network[1].around = network
+    assert [name for name, _ in network.named_parameters()] == [
+        *("0.weight", "0.bias", "1.weight", "1.bias")
+    ]
+    assert len(network.state_dict()) == 4
+
+
+def test_layers_of_a_sequential_are_those_that_it_calls():
+    network = nn.Sequential(nn.ReLU())
+    network.others = [nn.Linear(2, 2)]
+    assert len(network) == len(list(network)) == 1
+    assert network(np.array([-1.0, 2.0])).numpy().tolist() == [0, 2]
+    assert len(list(network.parameters())) == 2  # they are its own nevertheless
+
+
 def test_load_state_dict_not_strict():
     network = Two()
     network.load_state_dict({"scale": Tensor([7.0]), "other": np.ones(1)}, strict=False)
@@ -127,6 +158,8 @@ def test_seed_repeats_initial_weights():
     assert (weights(5) != weights(6)).any()
     with pytest.raises(ValueError, match=r"must be in 0\.\.2\*\*64-1, found -1"):
         manual_seed(-1)
+    with pytest.raises(TypeError, match=r"the seed must be an integer, found 1\.5"):
+        manual_seed(1.5)
 
 
 def test_batch_norm_follows_the_batch_and_then_its_running_statistics():
@@ -254,6 +287,7 @@ def test_positional_options_are_in_pytorchs_order():
     ("make", "message"),
     [
         (lambda: nn.Conv2d(1, 1, 3, groups=0), "do not divide into 0 groups"),
+        (lambda: nn.Conv2d(4, 6, 3, groups=4), "6 output channels do not divide into 4 groups"),
         (lambda: nn.Conv2d(1, 1, (3,)), r"kernel_size must be an integer >= 1, or two, found \(3,"),
         (lambda: nn.Conv2d(1, 1, 3, stride=0), "stride must be an integer >= 1"),
         (lambda: nn.Linear(0, 3), r"sizes >= 1, found shape \(3, 0\)"),
@@ -273,6 +307,7 @@ def test_a_slice_of_a_sequential_is_one():
 def test_deep_copies_are_independent():
     network = nn.Sequential(nn.Linear(2, 2), nn.BatchNorm2d(2))
     twin = copy.deepcopy(network)
+    assert twin[0].weight.data.strides == network[0].weight.data.strides
     twin[0].weight.data += 1
     assert (twin[0].weight.numpy() != network[0].weight.numpy()).all()
     assert isinstance(twin[0].weight, Parameter)
@@ -294,6 +329,18 @@ def test_rng_state_goes_on_where_it_was():
     for a, b in zip(expected, found, strict=True):
         np.testing.assert_array_equal(a, b)
     assert get_rng_state() == get_rng_state()
+    manual_seed(np.int64(5))
+    assert json.loads(json.dumps(get_rng_state()))["seed"] == 5
+
+
+def test_reading_the_rng_state_leaves_threads_their_own_keys():
+    manual_seed(0)
+    keys = []
+    drawing = threading.Thread(target=lambda: keys.extend(random_key() for _ in range(20_000)))
+    drawing.start()
+    while drawing.is_alive():
+        get_rng_state()
+    assert len(set(keys)) == 20_000
 
 
 def test_nodes_know_the_modules_they_were_made_in():

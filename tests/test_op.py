@@ -73,6 +73,24 @@ def test_an_op_may_be_defined_again_where_it_was():
     assert scaled(Tensor(1.0)).item() == 2
 
 
+@pytest.mark.parametrize("name", ["dropout", "max_pool2d", "reshape"])
+def test_an_option_that_is_missing_is_named(name):
+    with pytest.raises(TypeError, match=rf"^{name}\(x, .*\): missing a required argument: "):
+        OPS[name](np.ones((1, 1, 2, 2), np.float32))
+
+
+@pytest.mark.parametrize("key", [(-1, 2), (1, 2**64)])
+def test_a_key_that_is_none_is_refused(key):
+    with pytest.raises(ValueError, match=r"key must be two integers in 0\.\.2\*\*64-1, found"):
+        OPS["dropout"](np.ones((1, 1, 2, 2), np.float32), p=0.5, key=key)
+
+
+def test_axes_may_be_numpys_integers():
+    x = np.ones((2, 3), np.float32)
+    for axis in (np.int64(1), (np.int64(1),), (np.int8(0), -1)):
+        assert OPS["sum"](x, axis=axis).shape == x.sum(axis=axis).shape
+
+
 def test_xp_must_come_first():
     with pytest.raises(TypeError, match="op wrong: the first argument must be xp"):
 

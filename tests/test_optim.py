@@ -226,6 +226,8 @@ def test_state_dict_goes_on_where_it_was(make):
         ({"0.": np.zeros((3, 2))}, "'0.' is unknown"),
         ({"0.velocity": np.zeros((2, 3))}, r"0.velocity is float64 \(2, 3\), expected float64 \(3"),
         ({"0.velocity": np.zeros((3, 2), "f")}, r"is float32 \(3, 2\), expected float64 \(3, 2\)"),
+        ({"0.mean": np.zeros((3, 2))}, r"of parameter 0 there is \['mean'\], expected \['velocity"),
+        ({"0.velocity": np.array(3)}, r"there is \['velocity'\], expected \['velocity'\]"),
     ],
 )
 def test_state_that_does_not_fit(state, message):
@@ -237,6 +239,32 @@ def test_state_that_does_not_fit(state, message):
         optimizer.load_state_dict(state)
     after = optimizer.state_dict()
     assert all((before[name] == after[name]).all() for name in before)
+
+
+@pytest.mark.parametrize("missing", ["t", "mean", "square"])
+def test_half_of_the_state_of_adam_is_refused(missing):
+    parameters = fresh()
+    optimizer = optim.Adam(parameters)
+    run(optimizer, parameters)
+    state = optimizer.state_dict()
+    with pytest.raises(ValueError, match=r"0\.t is int64 \(2,\), expected"):
+        optimizer.load_state_dict({**state, "0.t": np.array([3, 4])})
+    del state[f"1.{missing}"]
+    with pytest.raises(ValueError, match=r"of parameter 1 there is .* \['mean', 'square', 't'\]"):
+        optimizer.load_state_dict(state)
+
+
+def test_an_optimiser_of_ones_own_keeps_what_it_likes():
+    class Counting(optim.Optimizer):
+        def update(self, data, grad, state, group):
+            state["count"] = state.get("count", 0) + 1
+            data -= grad / state["count"]
+
+    parameters = fresh()
+    first, second = Counting(parameters), Counting(parameters)
+    run(first, parameters)
+    second.load_state_dict(first.state_dict())
+    assert first.state_dict() == second.state_dict()
 
 
 def test_weight_average_is_its_docstring():

@@ -7,11 +7,12 @@ There is no global device. An op runs where its arrays are.
 import ctypes
 import functools
 import importlib
-import itertools
 import math
+import operator
+import os
 import sys
 import threading
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias, cast
 
@@ -33,6 +34,11 @@ def of(array: Array) -> ModuleType:
 def device_of(array: Array) -> str:
     """The device that `array` lives on: "cpu" or "cuda"."""
     return "cpu" if isinstance(array, _NUMPY) else "cuda"
+
+
+def axes_by_stride(strides: Sequence[int]) -> list[int]:
+    """The axes of an array with these strides, from the outermost in memory to the innermost."""
+    return sorted(range(len(strides)), key=lambda axis: -strides[axis])
 
 
 def is_array(value: object) -> bool:
@@ -183,10 +189,21 @@ class _Random:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.generator = np.random.default_rng(seed)
-        self.calls = itertools.count()  # next() is atomic, so threads never share a key
+        self.calls = 0
+        self.renew_lock()
+
+    def renew_lock(self) -> None:
+        self.lock = threading.Lock()  # so that threads never share a key
+
+    def key(self) -> tuple[int, int]:
+        with self.lock:
+            self.calls += 1
+            return self.seed, self.calls - 1
 
 
 _random = _Random(0)
+if hasattr(os, "register_at_fork"):  # a thread that the child has not may hold the parent's
+    os.register_at_fork(after_in_child=lambda: _random.renew_lock())
 
 
 def manual_seed(seed: int) -> None:
@@ -194,37 +211,40 @@ def manual_seed(seed: int) -> None:
 
     A program that never calls this runs with seed 0, so it repeats itself.
     """
-    if not 0 <= seed < 2**64:
-        raise ValueError(f"manual_seed: the seed must be in 0..2**64-1, found {seed}")
+    try:
+        number = operator.index(seed)  # a Python int of numpy's too: the state is for JSON
+    except TypeError:
+        raise TypeError(f"manual_seed: the seed must be an integer, found {seed!r}") from None
+    if not 0 <= number < 2**64:
+        raise ValueError(f"manual_seed: the seed must be in 0..2**64-1, found {number}")
     global _random
-    _random = _Random(seed)
+    _random = _Random(number)
 
 
 def get_rng_state() -> dict[str, Any]:
     """Where every random stream is: plain numbers, for `set_rng_state` or a JSON file."""
-    calls = next(_random.calls)
-    _random.calls = itertools.count(calls)
     state = _random.generator.bit_generator.state
-    return {"seed": _random.seed, "calls": calls, "weights": state}
+    return {"seed": _random.seed, "calls": _random.calls, "weights": state}
 
 
 def set_rng_state(state: Mapping[str, Any]) -> None:
     """Put every random stream where it was when `get_rng_state` returned `state`."""
     global _random
     restored = _Random(state["seed"])
-    restored.calls = itertools.count(state["calls"])
+    restored.calls = state["calls"]
     restored.generator.bit_generator.state = state["weights"]
     _random = restored
 
 
 def restart_keys(seed: int, step: int) -> None:
     """Let the next keys of `random_key` follow from (seed, step) alone, up to 2**32 of them."""
-    _random.seed, _random.calls = seed, itertools.count(step << 32)
+    with _random.lock:
+        _random.seed, _random.calls = seed, step << 32
 
 
 def random_key() -> tuple[int, int]:
     """A key that no earlier call returned since `manual_seed`: (seed, call number)."""
-    return _random.seed, next(_random.calls)
+    return _random.key()
 
 
 def random_normal(shape: tuple[int, ...]) -> np.ndarray:

@@ -79,6 +79,8 @@ def write_file(path: AnyPath, content: bytes) -> None:
     partial = path.with_name(f"{leftover}{secrets.token_hex(4)}.partial")
     try:
         with partial.open("xb") as file:
+            with contextlib.suppress(FileNotFoundError):  # who may read it stays as it is
+                os.chmod(partial, stat.S_IMODE(path.stat().st_mode))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())

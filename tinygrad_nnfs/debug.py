@@ -17,7 +17,6 @@ import numpy as np
 
 from tinygrad_nnfs import backend
 from tinygrad_nnfs.backend import Array
-from tinygrad_nnfs.kernels.memory import order_of
 from tinygrad_nnfs.registry import Op, captured_arrays, input_names, observed_by
 from tinygrad_nnfs.tensor import Node, Scope, recording
 
@@ -295,4 +294,5 @@ def fingerprint(array: Array) -> int:
     But for one in 4e9. Elements are read as they lie in memory, so most arrays are not copied.
     """
     array = backend.move(array, "cpu")
-    return zlib.crc32(np.ascontiguousarray(array.transpose(order_of(array))).data)
+    as_it_lies = array.transpose(backend.axes_by_stride(array.strides))
+    return zlib.crc32(np.ascontiguousarray(as_it_lies).data)

@@ -88,12 +88,17 @@ def to_onnx(
 
 def _layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
     """The layers of a Sequential by name, those of inner ones included. Each can be exported."""
-    if type(network).forward is not nn.Sequential.forward:
+    if not isinstance(network, nn.Sequential) or (
+        type(network).forward is not nn.Sequential.forward
+    ):
         raise InteropError(
             f"a {type(network).__name__} cannot be exported to ONNX: its forward may be any "
             "function; only a Sequential's is known"
         )
+    layers = {id(layer) for layer in network}
     for name, layer in network.children():
+        if id(layer) not in layers:  # in a list, say: its forward does not call that
+            continue
         if isinstance(layer, nn.Sequential):
             yield from _layers(layer, f"{prefix}{name}.")
         elif type(layer) in _EXPORTS:

@@ -116,11 +116,14 @@ class Module:
                 prefix = f"{name}." if name else ""
                 waiting += [(prefix + n, child) for n, child in reversed([*module.children()])]
 
-    def _named_tensors(self, prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    def _named_tensors(
+        self, prefix: str = "", around: tuple["Module", ...] = ()
+    ) -> Iterator[tuple[str, Tensor]]:
         """Parameters and buffers by their full names; a shared one under each of its names."""
         for name, item in self._members():
             if isinstance(item, Module):
-                yield from item._named_tensors(f"{prefix}{name}.")
+                if item is not self and item not in around:  # a module may know the one around it
+                    yield from item._named_tensors(f"{prefix}{name}.", (*around, self))
             else:
                 yield prefix + name, item
 
@@ -133,9 +136,11 @@ class Module:
                 yield name, tensor
 
     def parameters(self) -> Iterator[Parameter]:
+        """All parameters, those of modules inside too; a shared one comes once."""
         return (parameter for _, parameter in self.named_parameters())
 
     def buffers(self) -> Iterator[Buffer]:
+        """All buffers, those of modules inside too; a shared one under each of its names."""
         return (tensor for _, tensor in self._named_tensors() if isinstance(tensor, Buffer))
 
     def state_dict(self) -> dict[str, np.ndarray]:
@@ -157,9 +162,13 @@ class Module:
         if strict:
             problems += [f"{name} is missing" for name in mine.keys() - arrays.keys()]
             problems += [f"{name} is unknown" for name in arrays.keys() - mine.keys()]
-        common = mine.keys() & arrays.keys()
+        common = [name for name in mine if name in arrays]
+        first: dict[Tensor, str] = {}
         for name in common:
             found, wanted = arrays[name], mine[name]
+            other = first.setdefault(wanted, name)
+            if other != name and not np.array_equal(arrays[other], found):
+                problems.append(f"{other} and {name} are one tensor here, but differ")
             if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):
                 problems.append(
                     f"{name} is {found.dtype} {found.shape}, expected {wanted.dtype} {wanted.shape}"
@@ -193,11 +202,12 @@ class Module:
 
     def _replace_data(self, change: Any) -> Self:
         for _, tensor in self._named_tensors():
-            if change(tensor.data) is tensor.data:
+            data = change(tensor.data)
+            if data is tensor.data:
                 continue
             tracked = tensor.requires_grad
             tensor.requires_grad = False  # the old gradient would be of the old device or dtype
-            tensor.data = change(tensor.data)
+            tensor.data = data
             tensor.requires_grad = tracked
         return self
 
@@ -223,19 +233,21 @@ class Sequential(Module):
             setattr(self, str(i), layer)
 
     def __len__(self) -> int:
-        return len(list(self.children()))
+        return len(self._layers())
 
     def __iter__(self) -> Iterator[Module]:
-        return (layer for _, layer in self.children())
+        return iter(self._layers())
+
+    def _layers(self) -> list[Module]:
+        return [value for value in vars(self).values() if isinstance(value, Module)]
 
     def __getitem__(self, i: Any) -> Any:
-        layers = list(self)[i]
+        layers = self._layers()[i]
         return Sequential(*layers) if isinstance(i, slice) else layers
 
     def forward(self, x: Any) -> Tensor:
-        for layer in [*vars(self).values()]:  # a copy: hooks may add to it
-            if isinstance(layer, Module):  # the others are settings, such as `training`
-                x = layer(x)
+        for layer in self._layers():
+            x = layer(x)
         return x  # type: ignore[no-any-return]
 
 
@@ -305,8 +317,11 @@ class Conv2d(Module):
         precision: str = "fast",
     ) -> None:
         check_precision(precision)
-        if groups < 1 or inputs % groups:
-            raise ValueError(f"Conv2d: {inputs} input channels do not divide into {groups} groups")
+        for channels, of in ((inputs, "input"), (outputs, "output")):
+            if groups < 1 or channels % groups:
+                raise ValueError(
+                    f"Conv2d: {channels} {of} channels do not divide into {groups} groups"
+                )
         self.weight = he_normal((outputs, inputs // groups, *pair("kernel_size", kernel_size, 1)))
         self.bias = Parameter(_zeros(outputs)) if bias else None
         self.stride = pair("stride", stride, 1)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy import ndarray
@@ -23,7 +23,13 @@ from tinygrad_nnfs.tensor import Parameter, Tensor
 
 
 class Optimizer:
-    """Parameter groups and the state that an update rule keeps for each parameter."""
+    """Parameter groups and the state that an update rule keeps for each parameter.
+
+    `keeps`, by which `load_state_dict` goes, names what `update` puts into the state: arrays like
+    the parameter (np.ndarray) and numbers (int). None: it can be anything.
+    """
+
+    keeps: ClassVar[Mapping[str, type] | None] = None
 
     def __init__(
         self,
@@ -140,8 +146,11 @@ class Optimizer:
         }
 
     def load_state_dict(self, state: Mapping[str, np.ndarray]) -> None:
-        """Remember what `state_dict` returned. Raises ValueError if that does not fit, and then
-        nothing is changed."""
+        """Remember what `state_dict` returned.
+
+        Raises ValueError if that does not fit, or is another optimiser's, and then nothing is
+        changed.
+        """
         parameters = self._parameters()
         restored: dict[Tensor, dict[str, Any]] = {}
         for key, value in state.items():
@@ -153,7 +162,7 @@ class Optimizer:
                 )
             parameter = parameters[int(number)]
             mine = restored.setdefault(parameter, {})
-            if value.dtype.kind == "i":
+            if value.dtype.kind == "i" and value.shape == ():
                 mine[name] = int(value)  # Adam's number of steps
                 continue
             if (value.shape, value.dtype) != (parameter.shape, parameter.dtype):
@@ -163,6 +172,14 @@ class Optimizer:
                 )
             # in the parameter's own memory order, for which the fast update looks
             _buffer(mine, name, parameter.data)[...] = backend.move(value, parameter.device)
+        for i, parameter in enumerate(parameters):
+            mine = restored.get(parameter, {})
+            found = {k: np.ndarray if backend.is_array(v) else int for k, v in mine.items()}
+            if found and self.keeps is not None and found != self.keeps:
+                raise ValueError(
+                    f"{self._name}.load_state_dict: of parameter {i} there is {sorted(mine)}, "
+                    f"expected {sorted(self.keeps)}"
+                )
         self.state = {parameter: self.state.get(parameter, {}) for parameter in restored}
         for known, mine in restored.items():
             own = self.state[known]
@@ -229,6 +246,8 @@ class SGD(Optimizer):
     (PyTorch multiplies the whole velocity by it instead; the two agree while lr is constant).
     """
 
+    keeps: ClassVar[Mapping[str, type] | None] = {"velocity": np.ndarray}
+
     def __init__(
         self,
         parameters: Iterable[Parameter] | Iterable[Mapping[str, Any]],
@@ -293,6 +312,12 @@ class Adam(Optimizer):
     m = b1 m + (1 - b1) g,  v = b2 v + (1 - b2) g^2
     theta = theta - lr (m / (1 - b1^t)) / (sqrt(v / (1 - b2^t)) + eps)
     """
+
+    keeps: ClassVar[Mapping[str, type] | None] = {
+        "mean": np.ndarray,
+        "square": np.ndarray,
+        "t": int,
+    }
 
     def __init__(
         self,

@@ -159,9 +159,9 @@ class profile:  # noqa: N801, used like a function
                 row.forward_flops += flops
         timed = [
             rule and functools.partial(self._apply, rule, rows, flops * (getattr(x, "ndim", 0) > 1))
-            for rule, x in zip(rules, arrays, strict=False)
+            for rule, x in zip(rules, arrays, strict=True)
         ]
-        return (output, *timed, *rules[len(timed) :])
+        return (output, *timed)
 
     def recorded(self, node: Node) -> None:
         """Take the statistics of the node's gradient, once: before the first of its rules."""

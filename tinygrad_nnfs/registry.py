@@ -230,6 +230,7 @@ def op(
     signature, kind_by_name, variadic = _read_signature(function)
     names, kind_of = list(kind_by_name), tuple(kind_by_name.values())
     options = frozenset(signature.parameters).difference(names)
+    needed = {n for n in options if signature.parameters[n].default is inspect.Parameter.empty}
     arity = None if variadic else len(names)
     optional = [n for n in names if signature.parameters[n].default is None]  # the last ones
     required = None if variadic else len(names) - len(optional)
@@ -240,7 +241,11 @@ def op(
 
     @functools.wraps(function)
     def apply(*inputs: Any, **params: Any) -> Tensor:
-        if len(inputs) != arity or (params and not options.issuperset(params)):
+        if (
+            len(inputs) != arity
+            or (params and not options.issuperset(params))
+            or (needed and not needed.issubset(params))
+        ):
             inputs, params = _bind(name, signature, inputs, params)
         for option, value in params.items():
             if isinstance(value, np.generic):  # it would impose its dtype on the arrays it meets
@@ -262,7 +267,7 @@ def op(
                     break
                 arrays.append(data)
             else:
-                if dtype is FLOAT32 or (dtype is not None and dtype.kind == "f"):
+                if dtype is FLOAT32 or (dtype is not None and dtype.kind == "f" and dtype.isnative):
                     xp = np
             if xp is None:
                 kinds = kind_of * len(inputs) if variadic else kind_of

@@ -270,7 +270,7 @@ class Tensor:
             raise RuntimeError(
                 f"a copy of {_made_by(self.node)} would have a tape of its own: copy x.detach()"
             )
-        clone = make_tensor(self.data.copy())
+        clone = make_tensor(self.data.copy(order="K"))  # Linear's weights lie in an order of theirs
         clone.__class__ = type(self)
         clone.requires_grad = self.requires_grad
         if self.grad is not None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from tinygrad_nnfs import backend
+
 LIMIT = 10_000  # characters: nobody reads or pastes more
 
 
@@ -40,7 +42,7 @@ def _array(x: Any) -> str:
         return f'np.array({x.tolist()}{dtype}, order="F")'
     if min(x.strides) < 0:
         return f"strided(np.array({x.tolist()}{dtype}))"
-    order = sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+    order = backend.axes_by_stride(x.strides)
     back = tuple(order.index(axis) for axis in range(x.ndim))
     return f"np.array({x.transpose(order).tolist()}{dtype}).transpose{back}"
 

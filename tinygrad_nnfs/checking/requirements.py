@@ -158,6 +158,13 @@ def precisions(op: Op[...], case: Case) -> Iterator[tuple[Case, float]]:
         yield _in_float32(case), 1e-4
 
 
+def _in_each_precision(op: Op[...], case: Case) -> Iterator[tuple[Case, str, Any]]:
+    """Each implementation, by name, with the case or its twin that it applies to."""
+    for twin, _ in precisions(op, case):
+        for name, function in implementations(op, twin):
+            yield twin, name, function
+
+
 def _in_float32(case: Case) -> Case:
     inputs = [x.astype(np.float32) if is_floating(x) else x for x in case.inputs]
     params = {k: np.float32 if k == "dtype" else v for k, v in case.params.items()}
@@ -308,9 +315,9 @@ def strided(x: Any) -> Any:
 
 def check_saved_memory(op: Op[...], case: Case) -> None:
     """The rules keep alive at most `saves` times the bytes of inputs and output."""
-    for name, function in implementations(op, case):
-        y, rules = run_on(function, case)
-        arrays = [memory_of(x) for x in case.inputs if isinstance(x, np.ndarray)]
+    for twin, name, function in _in_each_precision(op, case):
+        y, rules = run_on(function, twin)
+        arrays = [memory_of(x) for x in twin.inputs if isinstance(x, np.ndarray)]
         budget = op.saves * (sum(x.nbytes for x in arrays) + y.nbytes) + 32  # 32: a few numbers
         saved = sum(x.nbytes for x in captured_memory([r for r in rules if r]))
         if saved > budget:
@@ -407,21 +414,22 @@ def check_calls_are_independent(op: Op[...], case: Case) -> None:
     does what happens to a gradient that a rule has handed over.
     """
     names = _names(op, case)
-    other = [np.flip(x).copy() if isinstance(x, np.ndarray) else x for x in case.inputs]
-    other = [np.asarray(0.75 * x) if is_floating(x) else x for x in other]  # logarithms stay real
-    for name, function in implementations(op, case):
-        y, rules = run_on(function, case)
-        expected = [y.copy(), *_apply_rules(op, name, rules, _dy_for(y), case.inputs)]
-        _apply_rules(op, name, run_on(function, case, other)[1], _dy_for(y), other)
-        y, rules = run_on(function, case)
-        run_on(function, case, other)
+    for twin, name, function in _in_each_precision(op, case):
+        other = [np.flip(x).copy() if isinstance(x, np.ndarray) else x for x in twin.inputs]
+        # smaller, so that logarithms stay real
+        other = [np.asarray(x * x.dtype.type(0.75)) if is_floating(x) else x for x in other]
+        y, rules = run_on(function, twin)
+        expected = [y.copy(), *_apply_rules(op, name, rules, _dy_for(y), twin.inputs)]
+        _apply_rules(op, name, run_on(function, twin, other)[1], _dy_for(y), other)
+        y, rules = run_on(function, twin)
+        run_on(function, twin, other)
         dy = _dy_for(y)
-        found = [y, *_apply_rules(op, name, rules, dy, case.inputs)]
+        found = [y, *_apply_rules(op, name, rules, dy, twin.inputs)]
         _same_results(names, f"{name} after another call", expected, found, 1e-12)
         for gradient in found[1:]:
             if gradient is not None and gradient is not dy and gradient.base is None:
                 gradient += 1  # a leaf's gradient may be changed in place
-        found = [y, *_apply_rules(op, name, rules, dy, case.inputs)]
+        found = [y, *_apply_rules(op, name, rules, dy, twin.inputs)]
         _same_results(names, f"{name}, its rules used twice", expected, found, 1e-12)
 
 

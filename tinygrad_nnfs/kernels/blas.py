@@ -8,6 +8,7 @@ on several threads of ours.
 import contextlib
 import ctypes
 import functools
+import os
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -39,6 +40,14 @@ class OpenBlas:
         self.lock = threading.Lock()
         self.users = 0
         self.before = 1
+        if hasattr(os, "register_at_fork"):
+            os.register_at_fork(after_in_child=self._forget_users)
+
+    def _forget_users(self) -> None:
+        """In a forked child: the threads that wanted it at one thread are not here."""
+        if self.users and self.before > 1:
+            self.set_num_threads(self.before)
+        self.lock, self.users = threading.Lock(), 0
 
 
 @functools.cache

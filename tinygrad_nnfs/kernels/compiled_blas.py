@@ -4,12 +4,12 @@ The function is the one that numpy itself calls, found at its address, so result
 numpy's. Its name is resolved when a kernel is loaded: kernels that call it can be cached on disk.
 """
 
-import numba
 import numpy as np
 from llvmlite import binding
 from numba import types
 
 from tinygrad_nnfs.kernels import blas
+from tinygrad_nnfs.kernels.compiler import inline
 
 ROW_MAJOR, PLAIN, TRANSPOSED = 101, 111, 112  # of CBLAS
 
@@ -28,19 +28,19 @@ _sgemm = types.ExternalFunction(
 )
 
 
-@numba.njit(inline="always")
+@inline
 def matmul(a, b, out):
     """out = a b: (m, k), (k, n), float32, C order."""
     _multiply(PLAIN, a, b, out)
 
 
-@numba.njit(inline="always")
+@inline
 def matmul_transposed(a, b, out):
     """out = a^T b: (k, m), (k, n), float32, C order."""
     _multiply(TRANSPOSED, a, b, out)
 
 
-@numba.njit(inline="always")
+@inline
 def _multiply(how, a, b, out):
     (m, n), k = out.shape, b.shape[0]
     one, zero, row = np.float32(1), np.float32(0), a.shape[1]

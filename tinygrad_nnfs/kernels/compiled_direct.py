@@ -4,13 +4,11 @@ Padded images are (n, h, w, c), `taps` the places of a window's elements behind 
 image, the weight (taps, o), outputs (n, oh, ow, o). LANES outputs are computed at a time.
 """
 
-import numba
 import numpy as np
 
 from tinygrad_nnfs.kernels.compiled_lanes import fill, load, load_one, store, total
+from tinygrad_nnfs.kernels.compiler import kernel
 from tinygrad_nnfs.kernels.loops import LANES
-
-kernel = numba.njit(nogil=True, error_model="numpy", cache=True)
 
 
 @kernel

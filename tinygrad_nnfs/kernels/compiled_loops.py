@@ -2,13 +2,12 @@
 
 import math
 
-import numba
 import numpy as np
 from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-kernel = numba.njit(nogil=True, error_model="numpy", cache=True)
+from tinygrad_nnfs.kernels.compiler import inline, kernel
 
 
 @kernel
@@ -33,7 +32,7 @@ def keep_scaled(x, keep, y, scale):
     x, keep, y = x.ravel(), keep.ravel(), y.ravel()
     scale = x.dtype.type(scale)
     for i in range(x.size):
-        y[i] = scale * x[i] if keep[i] else x.dtype.type(0)
+        y[i] = x[i] * (scale if keep[i] else x.dtype.type(0))  # a NaN goes through, as elsewhere
 
 
 @intrinsic
@@ -50,7 +49,7 @@ def _full_product(typingctx, a, b):
     return types.UniTuple(types.uint64, 2)(types.uint64, types.uint64), build
 
 
-@numba.njit(inline="always")
+@inline
 def _philox(key, block):
     """256 random bits, as four uint64: Philox4x64-10 of Salmon et al., 2011."""
     k0, k1 = key
@@ -120,7 +119,7 @@ def momentum_step(theta, gradient, velocity, lr, weight_decay, momentum):
         theta[i] -= velocity[i]
 
 
-@numba.njit(inline="always")
+@inline
 def _beats(b, a):
     return b > a or b != b  # a NaN is the largest of all
 
@@ -176,7 +175,9 @@ def softmax_cross_entropy(logits, labels, smoothing, softmax):
             softmax[i, j] = math.exp(shifted)
             total += softmax[i, j]
         label = logits[i, labels[i]] - largest
-        loss += math.log(total) - (1 - smoothing) * label - smoothing * mean
+        loss += math.log(total) - (1 - smoothing) * label
+        if smoothing:  # 0 * -inf, of a class that is masked, would be NaN
+            loss -= smoothing * mean
         for j in range(k):
             softmax[i, j] /= total
     return loss

@@ -6,16 +6,14 @@ Images are (n, h, w, c), tiles (36, n th tw, c). A transform is one of 6 (or 4) 
 the columns of a tile and then along its rows, for LANES channels at a time.
 """
 
-import numba
 import numpy as np
 
 from tinygrad_nnfs.kernels.compiled_blas import matmul, matmul_transposed
 from tinygrad_nnfs.kernels.compiled_lanes import fill, load, store
+from tinygrad_nnfs.kernels.compiler import inline, kernel
 from tinygrad_nnfs.kernels.loops import LANES
 
 f32 = np.float32
-kernel = numba.njit(nogil=True, error_model="numpy", cache=True)
-inline = numba.njit(inline="always")
 
 
 @inline

@@ -226,7 +226,7 @@ def max_pool2d_by_cuda(_, x, *, kernel_size, stride=None, padding=0):
 
 @dropout.on(xp, when=_computes)
 def dropout_by_cuda(_, x, *, p, key):
-    check_dropout(p)
+    check_dropout(p, key)
     least, scale = np.uint32(round(p * 2**16)), 1 / (1 - p) if p < 1 else 0.0
     # while a step is captured the key is an array on the GPU, written anew before each replay
     live = key if backend.is_array(key) else None

@@ -82,6 +82,7 @@ def _is_one_row(x, weight, bias=None):
         isinstance(x, ndarray)
         and isinstance(weight, ndarray)
         and weight.ndim == 2
+        and weight.dtype in loops.COMPILED
         and 0 < x.size == weight.shape[1]
         and x.shape[-1:] == weight.shape[1:]
         and (bias is None or bias.shape == weight.shape[:1])

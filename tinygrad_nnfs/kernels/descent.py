@@ -28,7 +28,9 @@ def take(updates: list[Any]) -> list[Any]:
         if (
             theta.size < smallest
             or group["nesterov"]
+            or theta.dtype not in loops.COMPILED
             or not theta.flags.forc
+            or not theta.flags.writeable
             or type(gradient) is not np.ndarray
             or gradient.strides != strides
             or (velocity is not None and velocity.strides != strides)

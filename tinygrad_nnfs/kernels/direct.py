@@ -78,13 +78,13 @@ def conv2d_direct(
             )
 
         threads.run(backward, range(len(pieces)))
-        dweight = dweights.sum(axis=0).reshape(kh, kw, c, o).transpose(3, 2, 0, 1)
-        return np.ascontiguousarray(dweight), dbiases.sum(axis=0)
+        return dweights, dbiases
 
     def dweight(dy):
-        return gradients(dy)[0]
+        gradient = gradients(dy)[0].sum(axis=0).reshape(kh, kw, c, o)
+        return np.ascontiguousarray(gradient.transpose(3, 2, 0, 1))
 
     def dbias(dy):
-        return gradients(dy)[1]
+        return gradients(dy)[1].sum(axis=0)
 
     return channels_first(y), dx, dweight, None if bias is None else dbias

@@ -17,7 +17,9 @@ SIZE = 2**18  # elements of a piece: 1 MiB in float32
 
 
 def _is_worth_it(x, **_):
-    return loops.numba_is_installed() or threads.is_large(x.size)
+    if loops.numba_is_installed():
+        return x.dtype in loops.COMPILED
+    return threads.is_large(x.size)
 
 
 def _run(kernel, inputs, outputs, *settings):
@@ -74,7 +76,7 @@ def _lies_in_order_of_bits(x, *, p, key):
 
 @dropout.on(np, when=_lies_in_order_of_bits)
 def dropout_in_pieces(xp, x, *, p, key):
-    check_dropout(p)
+    check_dropout(p, key)
     keep, y = memory.empty_like(x, bool), memory.empty_like(x)
     flat = [array.ravel("K") for array in (x, keep, y)]
     least, scale = round(p * 2**16), 1 / (1 - p) if p < 1 else 0.0

@@ -6,6 +6,7 @@
 import functools
 import importlib
 import importlib.util
+import warnings
 
 import numpy as np
 
@@ -15,9 +16,20 @@ LANES = 16  # float32 numbers that compiled kernels take at a time: see compiled
 BITS = 2**15  # random integers drawn at a time: memory that the allocator keeps
 
 
+COMPILED = np.dtype(np.float32), np.dtype(np.float64)  # dtypes, of this machine's byte order
+
+
 @functools.cache
 def numba_is_installed():
-    return importlib.util.find_spec("numba") is not None
+    if importlib.util.find_spec("numba") is None:
+        return False
+    try:
+        importlib.import_module("numba")
+    except ImportError as error:  # it is too old or too new for this numpy, say
+        reason = " ".join(str(error).split())
+        warnings.warn(f"numba is installed but not used: {reason}", stacklevel=2)
+        return False
+    return True
 
 
 @functools.cache
@@ -95,11 +107,17 @@ def max_pool(x, y, winner):
     upper, lower = np.maximum(a, b), np.maximum(c, d)
     np.maximum(upper, lower, out=y)
     # arithmetic, for a choice by a mask takes ten times as long
-    right_above, right_below = (b > a).view(np.int8), (d > c).view(np.int8)
+    right_above, right_below = _beats(b, a).view(np.int8), _beats(d, c).view(np.int8)
     np.subtract(right_below, right_above, out=winner)
     winner += 2
-    winner *= lower > upper
+    winner *= _beats(lower, upper)
     winner += right_above
+
+
+def _beats(b, a):
+    wins = b > a
+    wins |= b != b  # a NaN is the largest of all
+    return wins
 
 
 def max_pool_gradient(dy, winner, dx):

@@ -7,7 +7,12 @@ from tinygrad_nnfs.ops.loss import check_labels, check_range, softmax_cross_entr
 
 
 def _reduces(logits, labels, *, reduction="mean", **_):
-    return loops.numba_is_installed() and reduction in ("mean", "sum") and logits.flags.c_contiguous
+    return (
+        loops.numba_is_installed()
+        and reduction in ("mean", "sum")
+        and logits.dtype in loops.COMPILED
+        and logits.flags.c_contiguous
+    )
 
 
 @softmax_cross_entropy.on(np, when=_reduces)
@@ -16,7 +21,8 @@ def softmax_cross_entropy_compiled(xp, logits, labels, *, label_smoothing=0.0, r
     compiled, dtype = loops.best(), logits.dtype
     n, k = logits.shape
     softmax = np.empty((n, k), dtype)
-    loss = compiled.softmax_cross_entropy(logits, labels, label_smoothing, softmax)
+    classes = labels.astype(np.int64, copy=False)  # one kind of labels, compiled once
+    loss = compiled.softmax_cross_entropy(logits, classes, label_smoothing, softmax)
     if loss != loss:
         check_range(labels, k)
     share = 1 / n if reduction == "mean" else 1.0
@@ -24,7 +30,7 @@ def softmax_cross_entropy_compiled(xp, logits, labels, *, label_smoothing=0.0, r
     def dlogits(dy):
         gradient = np.empty((n, k), dtype)
         scale = share * dy.item()
-        compiled.softmax_cross_entropy_gradient(softmax, labels, label_smoothing, scale, gradient)
+        compiled.softmax_cross_entropy_gradient(softmax, classes, label_smoothing, scale, gradient)
         return gradient
 
     return np.array(share * loss, dtype), dlogits, None

@@ -7,11 +7,14 @@ whoever holds an array, or a view of it, is counted.
 """
 
 import math
+import os
 import sys
 import threading
 from typing import Any, Literal
 
 import numpy as np
+
+from tinygrad_nnfs import backend
 
 SMALLEST = 2**17  # bytes: below this, the system's allocator keeps what is freed
 KEPT = 2**29  # bytes remembered at most, the arrays in use included
@@ -36,7 +39,7 @@ def empty(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") ->
     with _lock:
         arrays = _arrays.setdefault(key, [])
         for i in range(len(arrays)):
-            if _references(arrays, i) == _UNUSED and arrays[i].flags.writeable:
+            if _references(arrays, i) == _UNUSED and _is_as_made(arrays[i], *key):
                 return arrays[i]
         if _remembered() + size > KEPT:
             _forget_unused()
@@ -44,6 +47,21 @@ def empty(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") ->
         if _remembered() + size <= KEPT:
             arrays.append(array)
         return array
+
+
+def _renew_lock() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+if hasattr(os, "register_at_fork"):  # a thread that the child has not may hold the parent's
+    os.register_at_fork(after_in_child=_renew_lock)
+
+
+def _is_as_made(array: np.ndarray, shape: tuple[int, ...], dtype: Any, order: str) -> bool:
+    """Whoever had the array may have set its shape, dtype or flags."""
+    in_order = array.flags.c_contiguous if order == "C" else array.flags.f_contiguous
+    return in_order and array.flags.writeable and (array.shape, array.dtype) == (shape, dtype)
 
 
 def _remembered() -> int:
@@ -60,15 +78,10 @@ def empty_like(x: Any, dtype: Any = None) -> np.ndarray:
     """An array with any content, of x's shape and in its memory order."""
     if x.nbytes < SMALLEST:
         return np.empty_like(x, dtype)
+    dtype = x.dtype if dtype is None else np.dtype(dtype)
     if x.flags.forc:  # owns its memory: a gradient for a leaf need not be copied
-        order: Literal["C", "F"] = "C" if x.flags.c_contiguous else "F"
-        return empty(x.shape, x.dtype if dtype is None else dtype, order)
-    return empty_in_order(x.shape, order_of(x), x.dtype if dtype is None else np.dtype(dtype))
-
-
-def order_of(x: Any) -> list[int]:
-    """The axes of x from the outermost in memory to the innermost."""
-    return sorted(range(x.ndim), key=lambda axis: -x.strides[axis])
+        return empty(x.shape, dtype, "C" if x.flags.c_contiguous else "F")
+    return empty_in_order(x.shape, backend.axes_by_stride(x.strides), dtype)
 
 
 def empty_in_order(shape: tuple[int, ...], order: list[int], dtype: Any) -> np.ndarray:

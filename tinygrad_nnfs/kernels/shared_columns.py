@@ -154,13 +154,13 @@ def conv2d_shared_columns(
                 np.matmul(np.ones(len(rows), dtype), rows, out=dbiases[i])  # faster than a sum
 
         threads.run(backward, range(len(pieces)))
-        dweight = dweights.sum(axis=0).reshape(kw, kh, c, o).transpose(3, 2, 1, 0)
-        return dweight, dbiases.sum(axis=0)
+        return dweights, dbiases
 
     def dweight(dy):
-        return np.array(gradients(dy)[0], order="C")
+        gradient = gradients(dy)[0].sum(axis=0).reshape(kw, kh, c, o)
+        return np.ascontiguousarray(gradient.transpose(3, 2, 1, 0))
 
     def dbias(dy):
-        return gradients(dy)[1].copy()
+        return gradients(dy)[1].sum(axis=0)
 
     return channels_first(y), dx, dweight, None if bias is None else dbias

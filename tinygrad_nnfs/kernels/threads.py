@@ -11,7 +11,7 @@ import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 import numpy as np
@@ -71,11 +71,12 @@ def run(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
         try:
             take()
         finally:
-            for future in futures:
-                # one that has not begun has nothing to do: all pieces are taken
-                if not future.cancel():
-                    future.result()
+            # those that have not begun have nothing to do: all pieces are taken, or one failed
+            begun = [future for future in futures if not future.cancel()]
+            wait(begun)  # also where one of them raises: nothing is at work after the return
             job.clear()  # the pool forgets `take` in its own time: what `work` holds dies now
+            for future in begun:
+                future.result()
 
 
 LARGE = 2**18  # elements: below this, handing work to another thread takes longer than the work

@@ -69,7 +69,7 @@ def conv2d_winograd(
 
     @once
     def gradients(dy):
-        """By images, weight and bias together: they share the transform of dy."""
+        """By images, by weight and bias of each piece, together: they share the transform of dy."""
         dy = channels_last(dy)
         dimages = memory.empty(images.shape, np.float32)
         dweights = memory.empty((len(pieces), 9, o * c), np.float32)
@@ -87,16 +87,15 @@ def conv2d_winograd(
             )
 
         threads.run(backward, range(len(pieces)))
-        dweight = np.ascontiguousarray(dweights.sum(axis=0).T).reshape(weight.shape)
-        return channels_first(dimages), dweight, dbiases.sum(axis=0)
+        return dimages, dweights, dbiases
 
     def dx(dy):
-        return gradients(dy)[0]
+        return channels_first(gradients(dy)[0])
 
     def dweight(dy):
-        return gradients(dy)[1]
+        return np.ascontiguousarray(gradients(dy)[1].sum(axis=0).T).reshape(weight.shape)
 
     def dbias(dy):
-        return gradients(dy)[2]
+        return gradients(dy)[2].sum(axis=0)
 
     return channels_first(y), dx, dweight, None if bias is None else dbias

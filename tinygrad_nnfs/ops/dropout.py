@@ -4,9 +4,11 @@ from tinygrad_nnfs import backend
 from tinygrad_nnfs.registry import Float, op
 
 
-def check_dropout(p):
+def check_dropout(p, key):
     if not 0 <= p <= 1:
         raise ValueError(f"p must be in [0, 1], found {p}")
+    if isinstance(key, tuple) and not all(0 <= word < 2**64 for word in key):
+        raise ValueError(f"key must be two integers in 0..2**64-1, found {key}")
 
 
 def _bits(xp, key, shape):
@@ -28,7 +30,7 @@ def dropout(xp, x: Float, *, p, key):
     dx = dy * keep / (1 - p)
     with keep = 1 where x was kept, else 0
     """
-    check_dropout(p)
+    check_dropout(p, key)
     bits = _bits(xp, key, x.shape)
     # kept in x's own memory order: products of arrays of one order are several times faster
     keep = xp.greater_equal(bits, round(p * 2**16), out=xp.empty_like(x, dtype=bool))

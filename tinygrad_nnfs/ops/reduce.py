@@ -5,6 +5,7 @@ their number.
 """
 
 import math
+import operator
 
 from tinygrad_nnfs.registry import Float, Number, op
 
@@ -23,9 +24,9 @@ def _axes(x, axis, keepdims):
     if axis is None:
         return None
     axes = tuple(axis) if isinstance(axis, list | tuple) else (axis,)
-    if not all(isinstance(i, int) and -x.ndim <= i < x.ndim for i in axes):
+    if not all(hasattr(i, "__index__") and -x.ndim <= i < x.ndim for i in axes):
         raise ValueError(f"axis {axis} is out of range for {x.ndim} axes")
-    return tuple(i % x.ndim for i in axes)
+    return tuple(operator.index(i) % x.ndim for i in axes)
 
 
 def _count(shape, axes):

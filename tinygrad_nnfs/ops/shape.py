@@ -21,7 +21,7 @@ def reshape(xp, x: Number, *, shape):
         if in_order:
             return dy
         # a kernel may keep images in another memory order: give it its gradient in that, too
-        order = sorted(range(dy.ndim), key=lambda axis: -strides[axis])
+        order = backend.axes_by_stride(strides)
         return dy.transpose(order).copy().transpose([order.index(i) for i in range(dy.ndim)])
 
     return x.reshape(shape), dx

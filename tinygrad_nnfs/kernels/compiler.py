@@ -1,0 +1,14 @@
+"""How numba compiles the kernels."""
+
+import numba
+
+inline = numba.njit(inline="always")
+
+
+def kernel(function):
+    """Compile at the first call, to run without the interpreter lock; kept in a file."""
+    options = {"nogil": True, "error_model": "numpy"}
+    try:
+        return numba.njit(function, cache=True, **options)
+    except RuntimeError:  # there is no folder to write to: each process compiles anew
+        return numba.njit(function, **options)
