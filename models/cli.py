@@ -20,7 +20,7 @@ from tinygrad_nnfs.models.commands.arguments import CommandError
 from tinygrad_nnfs.models.evaluation import EvaluationError
 from tinygrad_nnfs.models.training import TrainingError
 
-from tinygrad_nnfs import __version__
+from tinygrad_nnfs import __version__, num_threads
 from tinygrad_nnfs.checkpoint import CheckpointError
 from tinygrad_nnfs.data import DataError
 from tinygrad_nnfs.interop import InteropError
@@ -41,6 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Run `nnfs` with `arguments` (the process's own if None) and exit."""
     arguments = sys.argv[1:] if arguments is None else arguments
     options = parser().parse_args(arguments, argparse.Namespace(arguments=arguments))
+    try:
+        num_threads()  # is the environment's NNFS_NUM_THREADS a number?
+    except ValueError as error:
+        fail(str(error), status=2)
     try:
         options.run(options)
     except KeyboardInterrupt:

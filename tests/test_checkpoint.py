@@ -443,6 +443,11 @@ def test_write_file_takes_any_bytes(tmp_path):
     assert (tmp_path / "a").read_bytes() == b""
 
 
+def test_a_path_with_a_null_character_is_refused(tmp_path):
+    with pytest.raises(CheckpointError, match=r"cannot be written: embedded null byte"):
+        checkpoint.save(f"{tmp_path}/a\0.safetensors", {"a": np.zeros(1)})
+
+
 def test_write_file_leaves_to_a_file_who_may_read_it(tmp_path):
     path = tmp_path / "a"
     write_file(path, b"1")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from data_files import write_csv_set
 from rich.console import Console
 from tinygrad_nnfs.models import cli, progress
 from tinygrad_nnfs.models.recipes import RECIPES
@@ -143,6 +144,34 @@ def test_interrupt_exits_with_130(capsys, monkeypatch):
     monkeypatch.setattr(cli.train, "run", interrupted)
     status, _, err = nnfs(capsys, "train")
     assert (status, err) == (130, "nnfs: interrupted\n")
+
+
+def test_a_number_of_threads_that_is_none_is_one_line(capsys, monkeypatch):
+    monkeypatch.setenv("NNFS_NUM_THREADS", "many")
+    status, out, err = nnfs(capsys, "summary", "cnn")
+    assert (status, out) == (2, "")
+    assert err == "nnfs: NNFS_NUM_THREADS must be an integer >= 1, found 'many'\n"
+
+
+def test_training_on_csv_files(capsys, tmp_path):
+    write_csv_set(tmp_path / "sets", "mnist")
+    found = nnfs(capsys, "train", "--data", "mnist", "--data-dir", "sets", "--epochs", "1")
+    assert found[0] == 0
+    assert "mlp on mnist: 20 training images" in found[1]
+
+
+def test_adamw_has_no_momentum(capsys):
+    status, out, _ = nnfs(capsys, "train", "--optimizer", "adamw", "--max-steps", "1")
+    assert status == 0
+    assert "lr 0.02, adamw, seed 0" in out
+
+
+def test_tensorboard_that_is_missing_leaves_no_folder(capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "tensorboardX", None)
+    status, _, err = nnfs(capsys, "train", "--tensorboard")
+    assert status == 1
+    assert err == "nnfs: this needs tensorboardX: pip install 'tinygrad_nnfs[tensorboard]'\n"
+    assert not Path("runs").exists()
 
 
 def test_missing_extra_is_one_line(capsys, monkeypatch):

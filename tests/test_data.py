@@ -65,6 +65,7 @@ def test_read_csv_round_trip(tmp_path_factory, images, random, end):
     expected = [random.randrange(10) for _ in images]
     path.write_text(csv(images, expected), newline=end)
     found, labels = read_csv(path)
+    assert found.flags.c_contiguous  # as the other formats' are: checksums are of memory
     np.testing.assert_array_equal(found, images)
     np.testing.assert_array_equal(labels, expected)
     assert (found.dtype, labels.dtype) == (np.uint8, np.int64)

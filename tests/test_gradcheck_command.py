@@ -130,6 +130,13 @@ def test_an_op_without_samples_fails_with_what_to_do(capsys, my_ops):
     assert "cube has no samples: add some with @cube.samples" in out
 
 
+def test_an_op_that_exits_is_a_failure(capsys, my_ops):
+    my_ops("import sys\n" + CUBE.replace("3 * dy", "sys.exit(3) * dy"))
+    status, out, _ = nnfs(capsys, "gradcheck", "--module", "my_ops.py")
+    assert status == 1
+    assert "cube" in out
+
+
 def test_an_op_that_raises_is_a_failure_with_its_case(capsys, my_ops):
     my_ops(CUBE.replace("3 * dy", "undefined * dy"))
     status, out, _ = nnfs(capsys, "gradcheck", "--module", "my_ops.py")

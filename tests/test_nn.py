@@ -84,6 +84,16 @@ def test_load_state_dict_refuses_and_changes_nothing(change, message):
         np.testing.assert_array_equal(array, before[name])
 
 
+def test_load_state_dict_changes_nothing_if_a_parameter_is_read_only():
+    network = nn.Linear(2, 2)
+    state = {name: value + 1 for name, value in network.state_dict().items()}
+    network.bias.data.flags.writeable = False
+    before = network.state_dict()
+    with pytest.raises(ValueError, match="load_state_dict into Linear: bias is read-only here"):
+        network.load_state_dict(state)
+    assert all((before[name] == value).all() for name, value in network.state_dict().items())
+
+
 def test_load_state_dict_refuses_two_values_for_one_tensor():
     network = nn.Sequential(nn.Linear(2, 2, bias=False))
     setattr(network, "1", network[0])

@@ -1,6 +1,7 @@
 """The `op` decorator: a user's own op gets everything that the built-in ones get."""
 
 import inspect
+import sys
 import textwrap
 
 import numpy as np
@@ -45,7 +46,7 @@ def test_an_op_in_a_users_own_file(tmp_path, monkeypatch):
         assert str(inspect.signature(my_ops.swish)).startswith("(x, *, beta=1.0)")
         assert my_ops.swish.__doc__ == "x sigmoid(beta x)."
     finally:
-        del Tensor.swish
+        del Tensor.swish, sys.modules["my_ops"]
 
 
 def test_signatures_hide_xp():
@@ -83,6 +84,29 @@ def test_an_option_that_is_missing_is_named(name):
 def test_a_key_that_is_none_is_refused(key):
     with pytest.raises(ValueError, match=r"key must be two integers in 0\.\.2\*\*64-1, found"):
         OPS["dropout"](np.ones((1, 1, 2, 2), np.float32), p=0.5, key=key)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("leaky_relu", {"slope": None}, "slope must be a number, found None"),
+        ("leaky_relu", {"slope": "a"}, "slope must be a number, found 'a'"),
+        ("elu", {"alpha": np.ones(3)}, "alpha must be a number, found array"),
+        ("clip", {"low": np.zeros(3)}, "low must be a number or None, found array"),
+        ("reshape", {"shape": (2.0,)}, "'float' object cannot be interpreted as an integer"),
+    ],
+)
+def test_options_that_are_no_numbers(name, options, message):
+    with pytest.raises(TypeError, match=rf"^{name}\(x: .*\): {message}"):
+        OPS[name](np.ones(3, np.float32), **options)
+
+
+def test_means_of_many_numbers_in_half_precision():
+    x = Tensor(np.ones((300, 300), np.float16), requires_grad=True)
+    y = x.mean() + OPS["mse_loss"](x, np.zeros((300, 300), np.float16))
+    y.backward()
+    assert y.item() == 2
+    np.testing.assert_allclose(x.grad.numpy(), 3 / 90_000, rtol=0.01)
 
 
 def test_axes_may_be_numpys_integers():

@@ -254,6 +254,23 @@ def test_half_of_the_state_of_adam_is_refused(missing):
         optimizer.load_state_dict(state)
 
 
+def test_sgd_leaves_an_infinite_weight_infinite():
+    p = Parameter(np.array([np.inf, 1.0], np.float32))
+    for momentum in (0.0, 0.9):
+        p.grad = Tensor(np.ones(2, np.float32))
+        optim.SGD([p], lr=0.1, momentum=momentum).step()
+        assert p.data[0] == np.inf
+
+
+def test_state_may_be_of_tensors_and_lists():
+    parameters = fresh()
+    optimizer = optim.SGD(parameters, lr=0.1, momentum=0.9)
+    state = {"0.velocity": Tensor(np.ones((3, 2))), "1.velocity": [1.0, 2.0, 3.0, 4.0]}
+    optimizer.load_state_dict(state)
+    assert optimizer.state_dict()["1.velocity"].tolist() == [1, 2, 3, 4]
+    assert (optimizer.state_dict()["0.velocity"] == 1).all()
+
+
 def test_an_optimiser_of_ones_own_keeps_what_it_likes():
     class Counting(optim.Optimizer):
         def update(self, data, grad, state, group):

@@ -1,6 +1,7 @@
 """The tape: what is recorded, freed, added up and refused."""
 
 import gc
+import sys
 import threading
 import time
 import weakref
@@ -330,6 +331,26 @@ def test_no_grad_in_one_thread_while_another_records():
     recorded.set()
     thread.join()
     assert results == {"silent": False, "recording": True}
+
+
+def test_threads_that_share_a_leaf_lose_no_gradient():
+    x = Parameter(np.zeros(2))
+
+    def work():
+        for _ in range(300):
+            (x * 2).sum().backward()
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        workers = [threading.Thread(target=work) for _ in range(4)]
+        for worker in workers:
+            worker.start()
+        for worker in workers:
+            worker.join()
+    finally:
+        sys.setswitchinterval(before)
+    assert x.grad.numpy().tolist() == [2400, 2400]
 
 
 def test_eight_threads_with_graphs_of_their_own():

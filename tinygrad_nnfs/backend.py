@@ -183,6 +183,17 @@ def report_later(message: str, wrong: Array) -> None:
     flag |= wrong
 
 
+def lock() -> threading.Lock:
+    """A lock that is free in a forked child, which has none of the threads that may hold it.
+
+    For use by a module, once: it lives as long as the process.
+    """
+    made = threading.Lock()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=made._at_fork_reinit)  # type: ignore[attr-defined]
+    return made
+
+
 class _Random:
     """The two streams that `manual_seed` resets: initial weights and dropout keys."""
 
@@ -190,20 +201,10 @@ class _Random:
         self.seed = seed
         self.generator = np.random.default_rng(seed)
         self.calls = 0
-        self.renew_lock()
-
-    def renew_lock(self) -> None:
-        self.lock = threading.Lock()  # so that threads never share a key
-
-    def key(self) -> tuple[int, int]:
-        with self.lock:
-            self.calls += 1
-            return self.seed, self.calls - 1
 
 
 _random = _Random(0)
-if hasattr(os, "register_at_fork"):  # a thread that the child has not may hold the parent's
-    os.register_at_fork(after_in_child=lambda: _random.renew_lock())
+_drawing = lock()  # so that threads never share a key
 
 
 def manual_seed(seed: int) -> None:
@@ -238,13 +239,15 @@ def set_rng_state(state: Mapping[str, Any]) -> None:
 
 def restart_keys(seed: int, step: int) -> None:
     """Let the next keys of `random_key` follow from (seed, step) alone, up to 2**32 of them."""
-    with _random.lock:
+    with _drawing:
         _random.seed, _random.calls = seed, step << 32
 
 
 def random_key() -> tuple[int, int]:
     """A key that no earlier call returned since `manual_seed`: (seed, call number)."""
-    return _random.key()
+    with _drawing:
+        _random.calls += 1
+        return _random.seed, _random.calls - 1
 
 
 def random_normal(shape: tuple[int, ...]) -> np.ndarray:

@@ -54,8 +54,9 @@ def save(
         raise CheckpointError(f"{path}: cannot be written: {_one_line(error)}") from None
     try:
         write_file(path, content)
-    except OSError as error:
-        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise CheckpointError(f"{path}: cannot be written: {reason}") from None
 
 
 def write_file(path: AnyPath, content: bytes) -> None:

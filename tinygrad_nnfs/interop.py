@@ -81,8 +81,9 @@ def to_onnx(
     onnx.checker.check_model(model, full_check=True)
     try:
         write_file(path, model.SerializeToString())
-    except OSError as error:
-        raise InteropError(f"{path}: cannot be written: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = getattr(error, "strerror", None) or error
+        raise InteropError(f"{path}: cannot be written: {reason}") from None
     return shapes
 
 

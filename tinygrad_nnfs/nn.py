@@ -167,6 +167,8 @@ class Module:
         for name in common:
             found, wanted = arrays[name], mine[name]
             other = first.setdefault(wanted, name)
+            if isinstance(wanted.data, np.ndarray) and not wanted.data.flags.writeable:
+                problems.append(f"{name} is read-only here")
             if other != name and not np.array_equal(arrays[other], found):
                 problems.append(f"{other} and {name} are one tensor here, but differ")
             if (found.shape, found.dtype) != (wanted.shape, wanted.dtype):

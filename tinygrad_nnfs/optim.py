@@ -153,7 +153,8 @@ class Optimizer:
         """
         parameters = self._parameters()
         restored: dict[Tensor, dict[str, Any]] = {}
-        for key, value in state.items():
+        for key, given in state.items():
+            value = np.asarray(given)
             number, _, name = key.partition(".")
             if not number.isdecimal() or int(number) >= len(parameters) or not name:
                 raise ValueError(

@@ -102,7 +102,7 @@ class Observer(Protocol):
 
 
 observers: tuple[Observer, ...] = ()  # of all threads; the last one stands next to the op
-_changing = threading.Lock()
+_changing = backend.lock()
 
 
 @contextlib.contextmanager
@@ -481,7 +481,8 @@ def _describe(name: str, names: list[str], variadic: bool, arrays: Sequence[Any]
 def _reason(error: Exception) -> str:
     """What the op found wrong, as the end of an error message."""
     found = str(error).strip()  # numpy leaves a space behind
-    if found.startswith(("'int' object", "'float' object", "'bool' object")):
+    number = found.startswith(("'int' object", "'float' object", "'bool' object"))
+    if number and found.partition(" object ")[2].startswith(("has no attribute", "is not subscr")):
         return f"it needs an array where a number is given ({found})"
     return found
 

@@ -48,6 +48,7 @@ def no_grad() -> Iterator[None]:
 
 
 _countdown = itertools.count(0, -1)
+_accumulating = backend.lock()  # threads may add to the gradient of one leaf
 
 
 class Node:
@@ -198,9 +199,9 @@ class Tensor:
     def __array_ufunc__(self, function: Any, method: str, *inputs: Any, **options: Any) -> Any:
         """`ndarray * Tensor` comes here and is left to Tensor; np.exp(Tensor) is refused."""
         symbol = _OPERATORS.get(function.__name__)
-        if symbol and method == "__call__" and len(inputs) == 2 and not options:
+        if symbol and method == "__call__" and isinstance(inputs[-1], Tensor) and not options:
             a, b = inputs
-            return getattr(b, symbol)(a) if isinstance(b, Tensor) else NotImplemented
+            return getattr(b, symbol)(a)
         raise TypeError(
             f"np.{function.__name__} knows nothing of the tape: use an op of tinygrad_nnfs.ops or "
             "x.numpy(); to change a parameter in place, update its .data with arrays"
@@ -354,12 +355,13 @@ class Tensor:
             if not retain_graph:
                 node.rules = rule = None  # what they saved dies here
         retained |= grads  # only leaves are left there
-        for node, grad in retained.items():
-            if node.grad is not None:
-                grad = node.grad.data + grad
-            if type(grad) is not ndarray:  # numpy turns what would be a 0-d array into a scalar
-                grad = backend.of(grad).asarray(grad)
-            node.grad = make_tensor(grad)
+        with _accumulating:
+            for node, grad in retained.items():
+                if node.grad is not None:
+                    grad = node.grad.data + grad
+                if type(grad) is not ndarray:  # numpy turns what would be a 0-d array into a scalar
+                    grad = backend.of(grad).asarray(grad)
+                node.grad = make_tensor(grad)
 
     def _upstream(self, gradient: Any) -> Array:
         if gradient is None:

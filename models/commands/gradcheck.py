@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> None:
             try:
                 with contextlib.redirect_stdout(sys.stderr):  # what a user's op prints
                     reports[name] = check_op(op, cases=options.cases, seed=options.seed)
-            except Exception as error:  # whatever a user's op raises
+            except (Exception, SystemExit) as error:  # whatever a user's op raises
                 failures[name] = message(error)
     if options.json:
         print(json.dumps({"ops": [as_dict(name, reports, failures) for name in ops]}))

@@ -1,6 +1,7 @@
 """`nnfs train`."""
 
 import argparse
+import importlib
 import json
 import shlex
 import signal
@@ -137,6 +138,8 @@ def run(options: argparse.Namespace) -> None:
     from tinygrad_nnfs.models.runs import Place, Run
 
     console = Console(stderr=options.json)
+    if options.tensorboard:
+        importlib.import_module("tensorboardX")  # if it is missing, before there is a folder
     place = given_place(options)
     if options.resume:
         refuse_changes(options)
@@ -178,11 +181,12 @@ def complete(
 
     training, recipe = training_run.training, training_run.recipe
     epochs, count = recipe.epochs, len(training.images)
+    rule = f"momentum {recipe.momentum:g}" if recipe.optimizer == "sgd" else recipe.optimizer
     say(
         console,
         f"{recipe.network} on {recipe.data}: {count:,} training images, {epochs} "
-        f"epoch{'s' * (epochs > 1)}, batch {recipe.batch_size}, lr {recipe.lr:g}, "
-        f"momentum {recipe.momentum:g}, seed {training.seed}, {training.device}",
+        f"epoch{'s' * (epochs > 1)}, batch {recipe.batch_size}, lr {recipe.lr:g}, {rule}, "
+        f"seed {training.seed}, {training.device}",
     )
     if training_run.finished:
         say(console, f"{training_run.folder} is trained already")

@@ -95,7 +95,8 @@ def read_csv(path: str | os.PathLike[str]) -> tuple[np.ndarray, np.ndarray]:
             raise DataError(f"{path}: {_fault(path)}")
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read: {reason(error)}") from None
-    return table[:, 1:].reshape(-1, 28, 28), table[:, 0].astype(np.int64)
+    images = np.ascontiguousarray(table[:, 1:]).reshape(-1, 28, 28)
+    return images, table[:, 0].astype(np.int64)
 
 
 def _fault(path: Path) -> str:

@@ -9,11 +9,12 @@ import contextlib
 import ctypes
 import functools
 import os
-import threading
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+
+from tinygrad_nnfs import backend
 
 _blas_threads = False
 
@@ -37,7 +38,7 @@ class OpenBlas:
         self.set_num_threads: Callable[[int], None] = handle[f"{prefix}openblas_set_num_threads64_"]
         sgemm = ctypes.cast(handle[f"{prefix}cblas_sgemm64_"], ctypes.c_void_p)
         self.sgemm = sgemm.value  # its address, for compiled kernels
-        self.lock = threading.Lock()
+        self.lock = backend.lock()
         self.users = 0
         self.before = 1
         if hasattr(os, "register_at_fork"):
@@ -47,7 +48,7 @@ class OpenBlas:
         """In a forked child: the threads that wanted it at one thread are not here."""
         if self.users and self.before > 1:
             self.set_num_threads(self.before)
-        self.lock, self.users = threading.Lock(), 0
+        self.users = 0
 
 
 @functools.cache

@@ -107,7 +107,10 @@ def outer(column, row, product):
 def gradient_step(theta, gradient, lr, weight_decay):
     lr, decay = theta.dtype.type(lr), theta.dtype.type(weight_decay)
     for i in range(theta.size):
-        theta[i] -= lr * (gradient[i] + decay * theta[i])
+        slope = gradient[i]
+        if decay != 0:  # 0 times an infinite weight would be NaN
+            slope += decay * theta[i]
+        theta[i] -= lr * slope
 
 
 @kernel
@@ -115,7 +118,10 @@ def momentum_step(theta, gradient, velocity, lr, weight_decay, momentum):
     lr, momentum = theta.dtype.type(lr), theta.dtype.type(momentum)
     decay = theta.dtype.type(weight_decay)
     for i in range(theta.size):
-        velocity[i] = momentum * velocity[i] + lr * (gradient[i] + decay * theta[i])
+        slope = gradient[i]
+        if decay != 0:
+            slope += decay * theta[i]
+        velocity[i] = momentum * velocity[i] + lr * slope
         theta[i] -= velocity[i]
 
 

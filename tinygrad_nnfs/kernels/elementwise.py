@@ -8,7 +8,7 @@ import numpy as np
 
 from tinygrad_nnfs.kernels import loops, memory, threads
 from tinygrad_nnfs.kernels.shared_columns import channels_first, channels_last
-from tinygrad_nnfs.ops.activation import leaky_relu
+from tinygrad_nnfs.ops.activation import check_number, leaky_relu
 from tinygrad_nnfs.ops.convolution import pair
 from tinygrad_nnfs.ops.dropout import check_dropout, dropout
 from tinygrad_nnfs.ops.pooling import max_pool2d
@@ -58,6 +58,7 @@ def _steps(array):
 
 @leaky_relu.on(np, when=_is_worth_it)
 def leaky_relu_in_pieces(xp, x, *, slope=0.01):
+    check_number("slope", slope)
     y, positive = memory.empty_like(x), memory.empty_like(x, bool)
     _run(loops.best().leaky_relu, [x], [y, positive], slope)
 

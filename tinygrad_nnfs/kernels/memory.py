@@ -7,9 +7,7 @@ whoever holds an array, or a view of it, is counted.
 """
 
 import math
-import os
 import sys
-import threading
 from typing import Any, Literal
 
 import numpy as np
@@ -19,7 +17,7 @@ from tinygrad_nnfs import backend
 SMALLEST = 2**17  # bytes: below this, the system's allocator keeps what is freed
 KEPT = 2**29  # bytes remembered at most, the arrays in use included
 
-_lock = threading.Lock()
+_lock = backend.lock()
 _arrays: dict[Any, list[np.ndarray]] = {}  # by shape, dtype and order
 
 
@@ -47,15 +45,6 @@ def empty(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") ->
         if _remembered() + size <= KEPT:
             arrays.append(array)
         return array
-
-
-def _renew_lock() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
-if hasattr(os, "register_at_fork"):  # a thread that the child has not may hold the parent's
-    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def _is_as_made(array: np.ndarray, shape: tuple[int, ...], dtype: Any, order: str) -> bool:

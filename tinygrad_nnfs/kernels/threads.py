@@ -46,9 +46,9 @@ def set_num_threads(count: int) -> None:
     their own settings.
     """
     global _chosen
-    if not isinstance(count, int) or count < 1:
+    if not isinstance(count, int | np.integer) or count < 1:
         raise ValueError(f"set_num_threads: expected an integer >= 1, found {count!r}")
-    _chosen = count
+    _chosen = int(count)
 
 
 def run(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:

@@ -24,12 +24,18 @@ def _(draw):
     yield draw.case(draw.tied(*draw.shape()))
 
 
+def check_number(name, value):
+    if not isinstance(value, int | float):
+        raise TypeError(f"{name} must be a number, found {value!r}")
+
+
 @op
 def leaky_relu(xp, x: Float, *, slope=0.01):
     """x where x > 0, else slope x; the derivative at 0 is `slope` (Maas et al., 2013).
 
     dx = dy * where(x > 0, 1, slope)
     """
+    check_number("slope", slope)
     y = xp.asarray(x * slope)
     # a choice by a mask (where) would take ten times as long as the larger of the two
     y = xp.maximum(x, y, out=y) if slope <= 1 else xp.minimum(x, y, out=y)
@@ -57,6 +63,7 @@ def elu(xp, x: Float, *, alpha=1.0):
 
     dx = dy * where(x > 0, 1, alpha * exp(x))
     """
+    check_number("alpha", alpha)
     y = xp.where(x > 0, x, alpha * xp.expm1(xp.minimum(x, 0)))
 
     def dx(dy):

@@ -272,6 +272,9 @@ def clip(xp, x: Number, *, low=None, high=None):
 
     dx = where((low <= x) & (x <= high), dy, 0)
     """
+    for name, limit in (("low", low), ("high", high)):
+        if not isinstance(limit, int | float | None):
+            raise TypeError(f"{name} must be a number or None, found {limit!r}")
     if x.dtype.kind != "f" and (isinstance(low, float) or isinstance(high, float)):
         x = x.astype(xp.float32)
 

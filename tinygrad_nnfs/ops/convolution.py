@@ -154,7 +154,8 @@ def conv2d(
     the g-th share of the outputs sees the g-th share of the channels alone. stride, padding and
     dilation are integers or (vertical, horizontal) pairs. `precision="fast"` allows kernels whose
     rounding errors are some ten times larger (Winograd's, 3 to 6e-6 of the largest value in
-    float32); "exact" keeps to plain sums of products.
+    float32), and which make NaN of what an Inf has a part in, and around it; "exact" keeps to plain
+    sums of products.
 
     By im2col: Chellapilla et al., "High performance convolutional neural networks", 2006.
 

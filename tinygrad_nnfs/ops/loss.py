@@ -17,8 +17,8 @@ def reduce_losses(reduction, losses):
         raise ValueError(f"reduction must be 'mean', 'sum' or 'none', found {reduction!r}")
     if not losses.size:
         raise ValueError("the batch is empty: its mean loss is not defined")
-    n = losses.size
-    return losses.sum() / n, lambda dy: dy / n
+    share = 1 / losses.size  # the size itself may be too large for float16
+    return losses.mean(), lambda dy: dy * share
 
 
 def check_labels(logits, labels, label_smoothing):

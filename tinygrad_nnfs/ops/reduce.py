@@ -67,7 +67,8 @@ def mean(xp, x: Float, *, axis=None, keepdims=False):
         raise ValueError("the mean of no elements is not defined")
 
     def dx(dy):
-        return _restore(xp, dy / n, shape, axis, keepdims)
+        # not dy / n: an n above 65,504 would be infinite in float16
+        return _restore(xp, dy * (1 / n), shape, axis, keepdims)
 
     return x.mean(axis=axis, keepdims=keepdims), dx
 
