@@ -182,9 +182,10 @@ __device__ void find_largest(
                 const Pack<real, N> values = x[pixel * packs + out.channel];
                 for (int e = 0; e < N; ++e) {
                     const real value = values.element[e];
-                    if (value > largest.element[e] || isnan(value)) {
+                    const bool first_nan = isnan(value) && !isnan(largest.element[e]);
+                    if (value > largest.element[e] || first_nan) {
                         largest.element[e] = value;  // a NaN stays: nothing is greater
-                        first.element[e] = isnan(value) ? 0 : u * w.kernel_width + v;
+                        first.element[e] = u * w.kernel_width + v;
                     }
                 }
             }
@@ -194,7 +195,7 @@ __device__ void find_largest(
     }
 }
 
-// y = the largest of each window, winner = its place u kw + v: the first of equals, 0 for a NaN.
+// y = the largest of each window, winner = its place u kw + v: the first of equals, or the first NaN.
 extern "C" __global__ void max_pool(
     const real* x, real* y, unsigned char* winner, Window w, long long n
 ) {
