@@ -3,6 +3,7 @@
 from typing import Any
 
 import numpy as np
+from numpy import ndarray
 
 from tinygrad_nnfs.kernels import loops, threads
 from tinygrad_nnfs.registry import kernel_mode
@@ -19,7 +20,7 @@ def take(updates: list[Any]) -> list[Any]:
     rest = []
     for update in updates:
         theta, gradient, state, group = update
-        momentum, strides = group["momentum"], theta.strides
+        momentum, strides, flags = group["momentum"], theta.strides, theta.flags
         velocity = None
         if momentum:
             velocity = state.get("velocity")
@@ -29,9 +30,8 @@ def take(updates: list[Any]) -> list[Any]:
             theta.size < smallest
             or group["nesterov"]
             or theta.dtype not in loops.COMPILED
-            or not theta.flags.forc
-            or not theta.flags.writeable
-            or type(gradient) is not np.ndarray
+            or not (flags.forc and flags.writeable)
+            or type(gradient) is not ndarray
             or gradient.strides != strides
             or (velocity is not None and velocity.strides != strides)
         ):
