@@ -248,8 +248,9 @@ class Sequential(Module):
         return Sequential(*layers) if isinstance(i, slice) else layers
 
     def forward(self, x: Any) -> Tensor:
-        for layer in self._layers():
-            x = layer(x)
+        for layer in [*vars(self).values()]:  # a copy: hooks may add to it
+            if isinstance(layer, Module):
+                x = layer(x)
         return x  # type: ignore[no-any-return]
 
 

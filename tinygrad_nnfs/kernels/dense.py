@@ -83,8 +83,8 @@ def _is_one_row(x, weight, bias=None):
         and isinstance(weight, ndarray)
         and weight.ndim == 2
         and weight.dtype in loops.COMPILED
-        and 0 < x.size == weight.shape[1]
-        and x.shape[-1:] == weight.shape[1:]
+        and x.ndim > 0
+        and x.size == x.shape[-1] == weight.shape[1] > 0
         and (bias is None or bias.shape == weight.shape[:1])
     )
 

@@ -24,8 +24,11 @@ def _(draw):
     yield draw.case(draw.tied(*draw.shape()))
 
 
+_NUMBER = int, float
+
+
 def check_number(name, value):
-    if not isinstance(value, int | float):
+    if not isinstance(value, _NUMBER):
         raise TypeError(f"{name} must be a number, found {value!r}")
 
 
