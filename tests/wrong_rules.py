@@ -99,28 +99,20 @@ EQUIVALENT: dict[tuple[str, str], str] = {
     ): "what it is multiplied into keeps its dtype",
     (
         "softmax_cross_entropy in reduce_losses",
-        "lambda dy: (dy / n).astype('float64')",
+        "lambda dy: (dy * share).astype('float64')",
     ): "what it is multiplied into keeps its dtype",
     (
         "_share_among_ties",
         "chosen = x == _restore(xp, y, x.shape, axis, keepdims)",
     ): "NaN alone, which has no derivative; tests/test_conventions.py holds it",
     (
-        "reshape",
-        "order = sorted(range(dy.ndim), key=lambda axis: --strides[axis])",
-    ): MEMORY_ORDER,
+        "max_pool2d",
+        "first = padded[place] == y",
+    ): "NaN alone, which has no derivative; tests/test_kernels.py holds it",
     (
-        "reshape",
-        "order = sorted(range(dy.ndim), key=lambda axis: 2 * -strides[axis])",
-    ): MEMORY_ORDER,
-    (
-        "reshape",
-        "order = sorted(range(dy.ndim), key=lambda axis: -strides[axis] / 2)",
-    ): MEMORY_ORDER,
-    (
-        "reshape",
-        "order = sorted(range(dy.ndim), key=lambda axis: strides[axis])",
-    ): MEMORY_ORDER,
+        "max_pool2d",
+        "padded = pad_image(xp, x, padding, xp.inf)",
+    ): "the padding is not the largest of a window either way",
     (
         "reshape",
         "return dy.transpose(order).transpose([order.index(i) for i in range(dy.ndim)])",

@@ -46,8 +46,7 @@ def max_pool2d(xp, x: Float, *, kernel_size, stride=None, padding=0):
         gradient = xp.zeros_like(padded)
         free = xp.ones_like(y, dtype=bool)  # windows whose maximum has not been met yet
         for place in places:
-            first = padded[place] == y
-            first |= padded[place] != padded[place]  # a NaN is the largest of all
+            first = (padded[place] == y) | xp.isnan(padded[place])  # a NaN is the largest of all
             first &= free
             free ^= first
             if overlap:
