@@ -68,7 +68,6 @@ BLOCKS = 64  # of 16 elements, that get their random bits together
 
 @kernel
 def dropout(x, keep, y, key0, key1, least, scale, first, last):
-    x, keep, y = x.ravel(), keep.ravel(), y.ravel()
     key = np.uint64(key0), np.uint64(key1)
     words = np.empty((BLOCKS, 4), np.uint64)
     bits = words.reshape(-1).view(np.uint16)

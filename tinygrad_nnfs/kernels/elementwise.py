@@ -79,9 +79,7 @@ def _lies_in_order_of_bits(x, *, p, key):
 def dropout_in_pieces(xp, x, *, p, key):
     check_dropout(p, key)
     keep, y = memory.empty_like(x, bool), memory.empty_like(x)
-    arrays = [x, keep, y]
-    if x.ndim == 0 or not x.flags.c_contiguous:  # else the kernel flattens them, which is faster
-        arrays = [array.ravel("K") for array in arrays]
+    flat = [array.ravel("K") for array in (x, keep, y)]
     least, scale = round(p * 2**16), 1 / (1 - p) if p < 1 else 0.0
     seed, call = key
     # numba takes all of Python's integers for signed ones of 64 bits
@@ -89,9 +87,9 @@ def dropout_in_pieces(xp, x, *, p, key):
     drop = loops.best().dropout
     if threads.is_large(x.size):
         pieces = threads.pieces(x.size, SIZE)
-        threads.run(lambda piece: drop(*arrays, *settings, piece.start, piece.stop), pieces)
+        threads.run(lambda piece: drop(*flat, *settings, piece.start, piece.stop), pieces)
     else:
-        drop(*arrays, *settings, 0, x.size)
+        drop(*flat, *settings, 0, x.size)
 
     def dx(dy):
         gradient = memory.empty_like(keep, dy.dtype)

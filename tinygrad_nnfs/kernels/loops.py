@@ -63,7 +63,6 @@ def dropout(x, keep, y, key0, key1, least, scale, first, last):
 
     The two words of the key are signed.
     """
-    x, keep, y = x.ravel(), keep.ravel(), y.ravel()
     key = key0 % 2**64, key1 % 2**64
     for i in range(first, last, BITS):
         part = keep[i : min(i + BITS, last)]
