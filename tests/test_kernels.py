@@ -98,6 +98,7 @@ def test_run_does_every_piece_once_and_passes_errors_on():
     assert len(done) == 103
 
 
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="the pool has a thread for each core")
 def test_nothing_is_at_work_after_an_error():
     set_num_threads(3)
     everybody, at_work = threading.Barrier(3), []
@@ -106,15 +107,16 @@ def test_nothing_is_at_work_after_an_error():
         everybody.wait(timeout=10)
         if threading.current_thread() is not threading.main_thread() and not at_work:
             at_work.append(piece)
-            time.sleep(0.2)
+            time.sleep(0.05)
             at_work.clear()
         else:
             raise ZeroDivisionError(piece)
 
-    with pytest.raises(ZeroDivisionError):
-        threads.run(work, range(3))
-    assert not at_work
-    assert blas.openblas() is None or not blas.openblas().users
+    for _ in range(8):  # which helper fails is chance
+        with pytest.raises(ZeroDivisionError):
+            threads.run(work, range(3))
+        assert not at_work
+        assert blas.openblas() is None or not blas.openblas().users
 
 
 def test_run_inside_run_does_not_wait_for_itself():

@@ -3,6 +3,7 @@
 import copy
 import gc
 import json
+import sys
 import threading
 import weakref
 
@@ -346,11 +347,16 @@ def test_rng_state_goes_on_where_it_was():
 def test_reading_the_rng_state_leaves_threads_their_own_keys():
     manual_seed(0)
     keys = []
-    drawing = threading.Thread(target=lambda: keys.extend(random_key() for _ in range(20_000)))
-    drawing.start()
-    while drawing.is_alive():
-        get_rng_state()
-    assert len(set(keys)) == 20_000
+    drawing = threading.Thread(target=lambda: keys.extend(random_key() for _ in range(50_000)))
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        drawing.start()
+        while drawing.is_alive():
+            get_rng_state()
+    finally:
+        sys.setswitchinterval(before)
+    assert len(set(keys)) == 50_000
 
 
 def test_nodes_know_the_modules_they_were_made_in():
