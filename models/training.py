@@ -357,10 +357,8 @@ class Training:
 
     def check_optimizer(self, step: int) -> None:
         """Raise ValueError unless the optimiser remembers for every parameter what it should."""
-        expected: set[str] = set()
-        if step:
-            momentum = {"velocity"} if self.recipe.momentum else set()
-            expected = {"mean", "square", "t"} if self.recipe.optimizer == "adamw" else momentum
+        remembers = step and (self.recipe.optimizer != "sgd" or self.recipe.momentum)
+        expected = (self.optimizer.keeps or {}).keys() if remembers else set()
         for name, parameter in self.network.named_parameters():
             found = self.optimizer.state.get(parameter, {}).keys()
             if found != expected:

@@ -35,6 +35,8 @@ needs_numba = pytest.mark.skipif(
     importlib.util.find_spec("numba") is None, reason="numba is not installed (extra: fast)"
 )
 
+needs_fork = pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
+
 
 @pytest.fixture(autouse=True)
 def default_threads():
@@ -244,9 +246,8 @@ def test_environment_sets_the_number_of_threads():
         assert run(show, OPENBLAS_NUM_THREADS="1").stdout == "1\n"
 
 
+@needs_fork
 def test_forked_child_computes():
-    if not hasattr(os, "fork"):
-        pytest.skip("no fork here")
     code = (
         "import os, warnings, numpy as np, tinygrad_nnfs as t\n"
         "warnings.simplefilter('ignore')\n"
@@ -258,13 +259,11 @@ def test_forked_child_computes():
         "if not pid: os._exit(0)\n"
         "raise SystemExit(os.waitpid(pid, 0)[1])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=60)
-    assert done.returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
+@needs_fork
 def test_forked_child_has_none_of_the_locks_of_other_threads():
-    if not hasattr(os, "fork"):
-        pytest.skip("no fork here")
     code = (
         "import os, signal, threading, warnings, numpy as np, tinygrad_nnfs as t\n"
         "warnings.simplefilter('ignore')\n"
@@ -286,8 +285,7 @@ def test_forked_child_has_none_of_the_locks_of_other_threads():
         "forked.set()\n"
         "raise SystemExit(os.waitpid(pid, 0)[1])\n"
     )
-    done = subprocess.run([sys.executable, "-c", code], timeout=60)
-    assert done.returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
 # -- memory ----------------------------------------------------------------------------------------

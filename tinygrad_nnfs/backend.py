@@ -12,7 +12,7 @@ import operator
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, TypeAlias, cast
 
@@ -183,14 +183,19 @@ def report_later(message: str, wrong: Array) -> None:
     flag |= wrong
 
 
+def after_fork(reset: Callable[[], None]) -> None:
+    """Call `reset` in every forked child, which has none of the other threads."""
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=reset)
+
+
 def lock() -> threading.Lock:
-    """A lock that is free in a forked child, which has none of the threads that may hold it.
+    """A lock that is free in a forked child, whoever holds it in the parent.
 
     For use by a module, once: it lives as long as the process.
     """
     made = threading.Lock()
-    if hasattr(os, "register_at_fork"):
-        os.register_at_fork(after_in_child=made._at_fork_reinit)  # type: ignore[attr-defined]
+    after_fork(made._at_fork_reinit)  # type: ignore[attr-defined]
     return made
 
 

@@ -54,9 +54,8 @@ def save(
         raise CheckpointError(f"{path}: cannot be written: {_one_line(error)}") from None
     try:
         write_file(path, content)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = getattr(error, "strerror", None) or error
-        raise CheckpointError(f"{path}: cannot be written: {reason}") from None
+    except OSError as error:
+        raise CheckpointError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def write_file(path: AnyPath, content: bytes) -> None:
@@ -67,6 +66,8 @@ def write_file(path: AnyPath, content: bytes) -> None:
     write an hour later: a younger one may be another process's, at work. A symbolic link is
     followed: it stays, and the file that it points at is replaced.
     """
+    if "\0" in os.fspath(path):  # Python raises a ValueError
+        raise OSError(errno.EINVAL, "embedded null byte", os.fspath(path))
     path = Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))

@@ -81,9 +81,8 @@ def to_onnx(
     onnx.checker.check_model(model, full_check=True)
     try:
         write_file(path, model.SerializeToString())
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = getattr(error, "strerror", None) or error
-        raise InteropError(f"{path}: cannot be written: {reason}") from None
+    except OSError as error:
+        raise InteropError(f"{path}: cannot be written: {error.strerror or error}") from None
     return shapes
 
 
@@ -96,10 +95,7 @@ def _layers(network: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Modu
             f"a {type(network).__name__} cannot be exported to ONNX: its forward may be any "
             "function; only a Sequential's is known"
         )
-    layers = {id(layer) for layer in network}
-    for name, layer in network.children():
-        if id(layer) not in layers:  # in a list, say: its forward does not call that
-            continue
+    for name, layer in network._layers().items():
         if isinstance(layer, nn.Sequential):
             yield from _layers(layer, f"{prefix}{name}.")
         elif type(layer) in _EXPORTS:

@@ -238,19 +238,19 @@ class Sequential(Module):
         return len(self._layers())
 
     def __iter__(self) -> Iterator[Module]:
-        return iter(self._layers())
+        return iter(self._layers().values())
 
-    def _layers(self) -> list[Module]:
-        return [value for value in vars(self).values() if isinstance(value, Module)]
+    def _layers(self) -> dict[str, Module]:
+        """What `forward` calls, by name; modules in a list, say, are children and no layers."""
+        return {name: value for name, value in vars(self).items() if isinstance(value, Module)}
 
     def __getitem__(self, i: Any) -> Any:
-        layers = self._layers()[i]
+        layers = list(self)[i]
         return Sequential(*layers) if isinstance(i, slice) else layers
 
     def forward(self, x: Any) -> Tensor:
-        for layer in [*vars(self).values()]:  # a copy: hooks may add to it
-            if isinstance(layer, Module):
-                x = layer(x)
+        for layer in self:
+            x = layer(x)
         return x  # type: ignore[no-any-return]
 
 

@@ -127,9 +127,8 @@ def save(picture: graphviz.Digraph, path: str | os.PathLike[str]) -> None:
                 f"{path}: nothing is installed that draws it; wrote {source} instead: {INSTALL}"
             ) from None
         write_file(path, content)
-    except (OSError, ValueError) as error:  # ValueError: a path with a null character
-        reason = getattr(error, "strerror", None) or error
-        raise GraphError(f"{path}: cannot be written: {reason}") from None
+    except OSError as error:
+        raise GraphError(f"{path}: cannot be written: {error.strerror or error}") from None
 
 
 def check_suffix(path: Path) -> str:

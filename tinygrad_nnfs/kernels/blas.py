@@ -8,7 +8,6 @@ on several threads of ours.
 import contextlib
 import ctypes
 import functools
-import os
 from collections.abc import Callable
 from typing import Any
 
@@ -41,8 +40,7 @@ class OpenBlas:
         self.lock = backend.lock()
         self.users = 0
         self.before = 1
-        if hasattr(os, "register_at_fork"):
-            os.register_at_fork(after_in_child=self._forget_users)
+        backend.after_fork(self._forget_users)
 
     def _forget_users(self) -> None:
         """In a forked child: the threads that wanted it at one thread are not here."""

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from tinygrad_nnfs import backend
 from tinygrad_nnfs.kernels import blas
 
 Piece = TypeVar("Piece")
@@ -111,8 +112,7 @@ def _pool() -> ThreadPoolExecutor:
     return ThreadPoolExecutor(os.cpu_count() or 1, thread_name_prefix="tinygrad_nnfs")
 
 
-if hasattr(os, "register_at_fork"):  # a forked child has the pool, but none of its threads
-    os.register_at_fork(after_in_child=_pool.cache_clear)
+backend.after_fork(_pool.cache_clear)  # a forked child has the pool, but none of its threads
 
 
 # -- memory ----------------------------------------------------------------------------------------

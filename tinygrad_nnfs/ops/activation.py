@@ -24,11 +24,8 @@ def _(draw):
     yield draw.case(draw.tied(*draw.shape()))
 
 
-_NUMBER = int, float
-
-
 def check_number(name, value):
-    if not isinstance(value, _NUMBER):
+    if not isinstance(value, (int, float)):  # a union takes three times as long
         raise TypeError(f"{name} must be a number, found {value!r}")
 
 
