@@ -35,8 +35,6 @@ class OpenBlas:
     def __init__(self, handle: ctypes.CDLL, prefix: str) -> None:
         self.get_num_threads: Callable[[], int] = handle[f"{prefix}openblas_get_num_threads64_"]
         self.set_num_threads: Callable[[int], None] = handle[f"{prefix}openblas_set_num_threads64_"]
-        sgemm = ctypes.cast(handle[f"{prefix}cblas_sgemm64_"], ctypes.c_void_p)
-        self.sgemm = sgemm.value  # its address, for compiled kernels
         self.lock = backend.lock()
         self.users = 0
         self.before = 1
@@ -55,7 +53,7 @@ def openblas() -> OpenBlas | None:
     with contextlib.suppress(AttributeError, OSError):
         handle = ctypes.CDLL(np._core._multiarray_umath.__file__)  # type: ignore[attr-defined]
         for prefix in ("scipy_", ""):  # of all names; the 64_ behind them: sizes are 64-bit
-            if hasattr(handle, f"{prefix}cblas_sgemm64_"):
+            if hasattr(handle, f"{prefix}openblas_set_num_threads64_"):
                 return OpenBlas(handle, prefix)
     return None
 

@@ -10,6 +10,7 @@ import operator
 
 from llvmlite import ir
 from numba import types
+from numba.core import cgutils
 from numba.extending import intrinsic, models, overload, register_model
 
 from tinygrad_nnfs.kernels.loops import LANES
@@ -21,23 +22,23 @@ class LanesType(types.Type):
 
 
 lanes = LanesType()
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _INT = ir.IntType(32)
 
 
 @register_model(LanesType)
 class _LanesModel(models.PrimitiveModel):
     def __init__(self, dmm, fe_type):
-        super().__init__(dmm, fe_type, _VECTOR)
+        super().__init__(dmm, fe_type, VECTOR)
 
 
 def _address(context, builder, array_type, array, offset):
     data = context.make_array(array_type)(context, builder, array).data
-    return builder.bitcast(builder.gep(data, [offset]), _VECTOR.as_pointer())
+    return builder.bitcast(builder.gep(data, [offset]), VECTOR.as_pointer())
 
 
 def _spread(builder, number):
-    one = builder.insert_element(ir.Constant(_VECTOR, ir.Undefined), number, _INT(0))
+    one = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), number, _INT(0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_INT, LANES), None))
 
 
@@ -74,6 +75,38 @@ def store(typingctx, value, array, offset):
         return context.get_dummy_value()
 
     return types.void(lanes, array, types.intp), build
+
+
+@intrinsic(prefer_literal=True)
+def load_row(typingctx, array, offset, step, count):
+    """The `count` lanes at array[offset], array[offset + step], ..., as a tuple."""
+    row = types.UniTuple(lanes, count.literal_value)
+
+    def build(context, builder, signature, args):
+        array, offset, step, _ = args
+        values = []
+        for _ in range(len(row)):
+            address = _address(context, builder, signature.args[0], array, offset)
+            values.append(builder.load(address, align=4))
+            offset = builder.add(offset, step)
+        return context.make_tuple(builder, row, values)
+
+    return row(array, types.intp, types.intp, count), build
+
+
+@intrinsic
+def store_row(typingctx, values, array, offset, step):
+    """A tuple of lanes to array[offset], array[offset + step], ..."""
+
+    def build(context, builder, signature, args):
+        values, array, offset, step = args
+        for value in cgutils.unpack_tuple(builder, values):
+            address = _address(context, builder, signature.args[1], array, offset)
+            builder.store(value, address, align=4)
+            offset = builder.add(offset, step)
+        return context.get_dummy_value()
+
+    return types.void(values, array, types.intp, types.intp), build
 
 
 @intrinsic

@@ -1,79 +1,19 @@
-"""Winograd convolution F(4x4, 3x3) of a few images, compiled by numba.
+"""Winograd convolution F(m x m, 3x3) of a few images, compiled by numba.
 
-Lavin and Gray, 2016, with the interpolation points 0, 1, -1, 2, -2 and infinity. A tile of 4x4
-outputs is computed from 6x6 inputs, and tiles stand 4 pixels apart; beyond the image are zeros.
-Images are (n, h, w, c), tiles (36, n th tw, c). A transform is one of 6 (or 4) numbers, done along
-the columns of a tile and then along its rows, for LANES channels at a time.
+A tile of m x m outputs is computed from a x a inputs, a = m + 2, and tiles stand m pixels apart;
+beyond the image are zeros. Images are (n, h, w, c), tiles (a a, n th tw, c). A transform (see
+compiled_transforms) is done along the columns of a tile and then along its rows, for LANES channels
+at a time. Every function is compiled for each m: `kernels` has it as a number known beforehand.
 """
+
+import functools
 
 import numpy as np
 
-from tinygrad_nnfs.kernels.compiled_blas import matmul, matmul_transposed
-from tinygrad_nnfs.kernels.compiled_lanes import fill, load, store
+from tinygrad_nnfs.kernels.compiled_lanes import fill, load, load_one, load_row, store, store_row
+from tinygrad_nnfs.kernels.compiled_transforms import transform, transform_transposed
 from tinygrad_nnfs.kernels.compiler import inline, kernel
 from tinygrad_nnfs.kernels.loops import LANES
-
-f32 = np.float32
-
-
-@inline
-def _bt(d):
-    """B^T d: what a row (or column) of 6 inputs is evaluated at."""
-    d0, d1, d2, d3, d4, d5 = d
-    e, o = d4 - f32(4) * d2, d3 - f32(4) * d1
-    e2, o2 = d4 - d2, f32(2) * (d3 - d1)
-    first, last = f32(4) * d0 - f32(5) * d2 + d4, f32(4) * d1 - f32(5) * d3 + d5
-    return first, e + o, e - o, e2 + o2, e2 - o2, last
-
-
-@inline
-def _b(v):
-    """B v, the transpose of _bt."""
-    v0, v1, v2, v3, v4, v5 = v
-    s, d, s2, d2 = v1 + v2, v1 - v2, v3 + v4, f32(2) * (v3 - v4)
-    return (
-        f32(4) * v0,
-        f32(4) * (v5 - d) - d2,
-        -f32(5) * v0 - f32(4) * s - s2,
-        d + d2 - f32(5) * v5,
-        v0 + s + s2,
-        v5,
-    )
-
-
-@inline
-def _at(m):
-    """A^T m: 4 outputs from 6 products."""
-    m0, m1, m2, m3, m4, m5 = m
-    s, d, s2, d2 = m1 + m2, m1 - m2, m3 + m4, m3 - m4
-    return m0 + s + s2, d + f32(2) * d2, s + f32(4) * s2, d + f32(8) * d2 + m5
-
-
-@inline
-def _a(y):
-    """A y, the transpose of _at."""
-    y0, y1, y2, y3 = y
-    e, o = y0 + y2, y1 + y3
-    e2, o2 = y0 + f32(4) * y2, f32(2) * y1 + f32(8) * y3
-    return y0, e + o, e - o, e2 + o2, e2 - o2, y3
-
-
-@inline
-def _g(g):
-    """G g: 6 numbers from a row (or column) of 3 of the kernel."""
-    g0, g1, g2 = g
-    even, wide = f32(-1 / 6) * (g0 + g2), f32(1 / 24) * g0 + f32(1 / 6) * g2
-    odd, half = f32(1 / 6) * g1, f32(1 / 12) * g1
-    return f32(1 / 4) * g0, even - odd, even + odd, wide + half, wide - half, g2
-
-
-@inline
-def _gt(u):
-    """G^T u, the transpose of _g."""
-    u0, u1, u2, u3, u4, u5 = u
-    even, wide = f32(1 / 6) * (u1 + u2), u3 + u4
-    first = f32(1 / 4) * u0 - even + f32(1 / 24) * wide
-    return first, f32(1 / 6) * (u2 - u1) + f32(1 / 12) * (u3 - u4), f32(1 / 6) * wide - even + u5
 
 
 @inline
@@ -88,7 +28,7 @@ def _window(shape, image, i, j, size):
 def _read_edge(x, shape, image, i, j, size, b, patch):
     """LANES channels of a window that reaches beyond the image, with zeros there."""
     _, height, width, channels = shape
-    zero = fill(f32(0))
+    zero = fill(np.float32(0))
     for p in range(size * size):
         row, column = i + p // size, j + p % size
         if 0 <= row < height and 0 <= column < width:
@@ -99,202 +39,219 @@ def _read_edge(x, shape, image, i, j, size, b, patch):
 
 
 @inline
-def _six(x, at, step):
-    return (
-        load(x, at),
-        load(x, at + step),
-        load(x, at + 2 * step),
-        load(x, at + 3 * step),
-        load(x, at + 4 * step),
-        load(x, at + 5 * step),
-    )
-
-
-@inline
-def _three(x, at, step):
-    return load(x, at), load(x, at + step), load(x, at + 2 * step)
-
-
-@inline
-def _four(x, at, step):
-    return load(x, at), load(x, at + step), load(x, at + 2 * step), load(x, at + 3 * step)
-
-
-@inline
-def _store_six(values, x, at, step):
-    store(values[0], x, at)
-    store(values[1], x, at + step)
-    store(values[2], x, at + 2 * step)
-    store(values[3], x, at + 3 * step)
-    store(values[4], x, at + 4 * step)
-    store(values[5], x, at + 5 * step)
-
-
-@inline
-def _store_three(values, x, at, step):
-    store(values[0], x, at)
-    store(values[1], x, at + step)
-    store(values[2], x, at + 2 * step)
-
-
-@inline
-def _store_four(values, x, at, step):
-    store(values[0], x, at)
-    store(values[1], x, at + step)
-    store(values[2], x, at + 2 * step)
-    store(values[3], x, at + 3 * step)
-
-
-@kernel
-def transform_input(x, shape, padding, v):
+def _transform_input(x, shape, padding, v, m, a):
     """V = B^T d B: images -> tiles, both as flat arrays."""
     n, height, width, channels = shape
     ph, pw = padding
-    th, tw = (height + 2 * ph + 1) // 4, (width + 2 * pw + 1) // 4
-    plane = n * th * tw * channels  # from one of the 36 to the next
-    half = np.empty(36 * LANES, np.float32)  # B^T d
-    patch = np.empty(36 * LANES, np.float32)
+    th, tw = (height + 2 * ph - 3 + m) // m, (width + 2 * pw - 3 + m) // m
+    plane = n * th * tw * channels  # from one of the a a to the next
+    half = np.empty(a * a * LANES, np.float32)  # B^T d
+    patch = np.empty(a * a * LANES, np.float32)
     for tile in range(n * th * tw):
-        image, i, j = tile // (th * tw), tile // tw % th * 4 - ph, tile % tw * 4 - pw
-        whole, first = _window(shape, image, i, j, 6)
+        image, i, j = tile // (th * tw), tile // tw % th * m - ph, tile % tw * m - pw
+        whole, first = _window(shape, image, i, j, a)
         for b in range(0, channels, LANES):
             if whole:
                 d, at, row, step = x, first + b, width * channels, channels
             else:
-                _read_edge(x, shape, image, i, j, 6, b, patch)
-                d, at, row, step = patch, 0, 6 * LANES, LANES
-            for k in range(6):
-                _store_six(_bt(_six(d, at + k * step, row)), half, k * LANES, 6 * LANES)
-            for k in range(6):
-                to = 6 * k * plane + tile * channels + b
-                _store_six(_bt(_six(half, 6 * k * LANES, LANES)), v, to, plane)
+                _read_edge(x, shape, image, i, j, a, b, patch)
+                d, at, row, step = patch, 0, a * LANES, LANES
+            for k in range(a):
+                values = transform("B^T", m, load_row(d, at + k * step, row, a))
+                store_row(values, half, k * LANES, a * LANES)
+            for k in range(a):
+                values = transform("B^T", m, load_row(half, a * k * LANES, LANES, a))
+                store_row(values, v, a * k * plane + tile * channels + b, plane)
 
 
-@kernel
-def transform_input_adjoint(v, shape, padding, dx):
-    """The transpose of transform_input: tiles -> images."""
+@inline
+def _transform_input_adjoint(v, shape, padding, dx, m, a):
+    """The transpose of _transform_input: tiles -> images."""
     n, height, width, channels = shape
     ph, pw = padding
-    th, tw = (height + 2 * ph + 1) // 4, (width + 2 * pw + 1) // 4
+    th, tw = (height + 2 * ph - 3 + m) // m, (width + 2 * pw - 3 + m) // m
     plane = n * th * tw * channels
-    half = np.empty(36 * LANES, np.float32)
-    patch = np.empty(36 * LANES, np.float32)
+    half = np.empty(a * a * LANES, np.float32)
+    patch = np.empty(a * a * LANES, np.float32)
     dx[:] = 0  # tiles overlap: their shares of a pixel are added up
     for tile in range(n * th * tw):
-        image, i, j = tile // (th * tw), tile // tw % th * 4 - ph, tile % tw * 4 - pw
+        image, i, j = tile // (th * tw), tile // tw % th * m - ph, tile % tw * m - pw
         for b in range(0, channels, LANES):
-            for k in range(6):
+            for k in range(a):
                 at = k * plane + tile * channels + b
-                _store_six(_b(_six(v, at, 6 * plane)), half, k * LANES, 6 * LANES)
-            for k in range(6):
-                _store_six(_b(_six(half, 6 * k * LANES, LANES)), patch, 6 * k * LANES, LANES)
-            for p in range(36):
-                row, column = i + p // 6, j + p % 6
+                values = transform_transposed("B^T", m, load_row(v, at, a * plane, a))
+                store_row(values, half, k * LANES, a * LANES)
+            for k in range(a):
+                values = load_row(half, a * k * LANES, LANES, a)
+                values = transform_transposed("B^T", m, values)
+                store_row(values, patch, a * k * LANES, LANES)
+            for p in range(a * a):
+                row, column = i + p // a, j + p % a
                 if 0 <= row < height and 0 <= column < width:
                     at = ((image * height + row) * width + column) * channels + b
                     store(load(dx, at) + load(patch, p * LANES), dx, at)
 
 
-@kernel
-def transform_output(m, bias, y, shape):
-    """y = A^T m A + bias: tiles -> images."""
+@inline
+def _transform_output(products, y, shape, m, a):
+    """y = A^T products A: tiles -> images."""
     n, height, width, channels = shape
-    th, tw = (height + 3) // 4, (width + 3) // 4
+    th, tw = (height + m - 1) // m, (width + m - 1) // m
     plane = n * th * tw * channels
-    half = np.empty(24 * LANES, np.float32)  # A^T m: 4 rows of 6
-    patch = np.empty(16 * LANES, np.float32)
+    half = np.empty(a * m * LANES, np.float32)  # A^T products: m rows of a
+    patch = np.empty(m * m * LANES, np.float32)
     for tile in range(n * th * tw):
-        image, i, j = tile // (th * tw), tile // tw % th * 4, tile % tw * 4
-        whole, first = _window(shape, image, i, j, 4)
+        image, i, j = tile // (th * tw), tile // tw % th * m, tile % tw * m
+        whole, first = _window(shape, image, i, j, m)
         for b in range(0, channels, LANES):
-            for k in range(6):
+            for k in range(a):
                 at = k * plane + tile * channels + b
-                _store_four(_at(_six(m, at, 6 * plane)), half, k * LANES, 6 * LANES)
-            shift = load(bias, b)
-            for k in range(4):
-                y0, y1, y2, y3 = _at(_six(half, 6 * k * LANES, LANES))
-                outputs = y0 + shift, y1 + shift, y2 + shift, y3 + shift
+                values = transform_transposed("A", m, load_row(products, at, a * plane, a))
+                store_row(values, half, k * LANES, a * LANES)
+            for k in range(m):
+                values = load_row(half, a * k * LANES, LANES, a)
+                values = transform_transposed("A", m, values)
                 if whole:
-                    _store_four(outputs, y, first + k * width * channels + b, channels)
+                    store_row(values, y, first + k * width * channels + b, channels)
                 else:
-                    _store_four(outputs, patch, 4 * k * LANES, LANES)
+                    store_row(values, patch, m * k * LANES, LANES)
             if not whole:
-                for p in range(16):
-                    row, column = i + p // 4, j + p % 4
+                for p in range(m * m):
+                    row, column = i + p // m, j + p % m
                     if row < height and column < width:
                         at = ((image * height + row) * width + column) * channels + b
                         store(load(patch, p * LANES), y, at)
 
 
-@kernel
-def transform_output_adjoint(dy, shape, m):
-    """The transpose of transform_output: images -> tiles."""
+@inline
+def _transform_output_adjoint(dy, shape, products, m, a):
+    """The transpose of _transform_output: images -> tiles."""
     n, height, width, channels = shape
-    th, tw = (height + 3) // 4, (width + 3) // 4
+    th, tw = (height + m - 1) // m, (width + m - 1) // m
     plane = n * th * tw * channels
-    half = np.empty(24 * LANES, np.float32)  # A dy: 6 rows of 4
-    patch = np.empty(16 * LANES, np.float32)
+    half = np.empty(a * m * LANES, np.float32)  # A dy: a rows of m
+    patch = np.empty(m * m * LANES, np.float32)
     for tile in range(n * th * tw):
-        image, i, j = tile // (th * tw), tile // tw % th * 4, tile % tw * 4
-        whole, first = _window(shape, image, i, j, 4)
+        image, i, j = tile // (th * tw), tile // tw % th * m, tile % tw * m
+        whole, first = _window(shape, image, i, j, m)
         for b in range(0, channels, LANES):
             if whole:
                 d, at, row, step = dy, first + b, width * channels, channels
             else:
-                _read_edge(dy, shape, image, i, j, 4, b, patch)
-                d, at, row, step = patch, 0, 4 * LANES, LANES
-            for k in range(4):
-                _store_six(_a(_four(d, at + k * step, row)), half, k * LANES, 4 * LANES)
-            for k in range(6):
-                to = 6 * k * plane + tile * channels + b
-                _store_six(_a(_four(half, 4 * k * LANES, LANES)), m, to, plane)
+                _read_edge(dy, shape, image, i, j, m, b, patch)
+                d, at, row, step = patch, 0, m * LANES, LANES
+            for k in range(m):
+                values = transform("A", m, load_row(d, at + k * step, row, m))
+                store_row(values, half, k * LANES, m * LANES)
+            for k in range(a):
+                values = transform("A", m, load_row(half, m * k * LANES, LANES, m))
+                store_row(values, products, a * k * plane + tile * channels + b, plane)
 
 
-@kernel
-def transform_kernels(g, u):
-    """U = G g G^T: (9, a b) -> (36, a, b), a b a multiple of LANES."""
+@inline
+def _transform_kernels(g, u, m, a):
+    """U = G g G^T: (9, size) -> (a a, size), size a multiple of LANES."""
     g, u = g.reshape(-1), u.reshape(-1)
     plane = g.size // 9
-    half = np.empty(18 * LANES, np.float32)  # G g: 6 rows of 3
+    half = np.empty(3 * a * LANES, np.float32)  # G g: a rows of 3
     for at in range(0, plane, LANES):
         for k in range(3):
-            _store_six(_g(_three(g, k * plane + at, 3 * plane)), half, k * LANES, 3 * LANES)
-        for k in range(6):
-            _store_six(_g(_three(half, 3 * k * LANES, LANES)), u, 6 * k * plane + at, plane)
+            values = transform("G", m, load_row(g, k * plane + at, 3 * plane, 3))
+            store_row(values, half, k * LANES, 3 * LANES)
+        for k in range(a):
+            values = transform("G", m, load_row(half, 3 * k * LANES, LANES, 3))
+            store_row(values, u, a * k * plane + at, plane)
 
 
-@kernel
-def transform_kernels_adjoint(u, g):
-    """The transpose of transform_kernels: (36, a, b) -> (9, a b)."""
+@inline
+def _transform_kernels_adjoint(u, g, m, a):
+    """The transpose of _transform_kernels: (a a, size) -> (9, size)."""
     g, u = g.reshape(-1), u.reshape(-1)
     plane = g.size // 9
-    half = np.empty(18 * LANES, np.float32)  # G^T u: 3 rows of 6
+    half = np.empty(3 * a * LANES, np.float32)  # G^T u: 3 rows of a
     for at in range(0, plane, LANES):
-        for k in range(6):
-            _store_three(_gt(_six(u, k * plane + at, 6 * plane)), half, k * LANES, 6 * LANES)
+        for k in range(a):
+            values = transform_transposed("G", m, load_row(u, k * plane + at, a * plane, a))
+            store_row(values, half, k * LANES, a * LANES)
         for k in range(3):
-            _store_three(_gt(_six(half, 6 * k * LANES, LANES)), g, 3 * k * plane + at, plane)
+            values = transform_transposed("G", m, load_row(half, a * k * LANES, LANES, a))
+            store_row(values, g, 3 * k * plane + at, plane)
 
 
 @kernel
-def forward(x, padding, u, bias, v, m, y):
-    """y of a few images, by way of their tiles v (36, n th tw, c) and products m."""
-    transform_input(x.reshape(-1), x.shape, padding, v.reshape(-1))
-    for p in range(36):
-        matmul(v[p], u[p], m[p])
-    transform_output(m.reshape(-1), bias, y.reshape(-1), y.shape)
+def _multiply(a, a_steps, b, b_steps, out):
+    """out = a b: (n, k) by (k, o), a and b as flat arrays with the steps between their elements.
+
+    a_steps: from row to row, from column to column; b_steps: from a panel of LANES columns to the
+    next, from row to row. BLAS rearranges both first, which takes long for matrices as small as
+    these. Six rows of LANES sums are what the registers of a processor with AVX2 hold.
+    """
+    n, o = out.shape
+    out = out.reshape(-1)
+    row, column = a_steps
+    panel, down = b_steps
+    k = a.size // n
+    for j in range(o // LANES):
+        for i in range(0, n, 6):
+            # the last row stands in for missing ones
+            i1, i2, i3 = min(i + 1, n - 1), min(i + 2, n - 1), min(i + 3, n - 1)
+            i4, i5 = min(i + 4, n - 1), min(i + 5, n - 1)
+            a0, a1, a2, a3, a4, a5 = i * row, i1 * row, i2 * row, i3 * row, i4 * row, i5 * row
+            y0 = y1 = y2 = y3 = y4 = y5 = fill(np.float32(0))
+            at = j * panel
+            for to in range(0, k * column, column):
+                w = load(b, at)
+                y0 = y0 + load_one(a, a0 + to) * w
+                y1 = y1 + load_one(a, a1 + to) * w
+                y2 = y2 + load_one(a, a2 + to) * w
+                y3 = y3 + load_one(a, a3 + to) * w
+                y4 = y4 + load_one(a, a4 + to) * w
+                y5 = y5 + load_one(a, a5 + to) * w
+                at += down
+            store(y0, out, i * o + j * LANES)
+            store(y1, out, i1 * o + j * LANES)
+            store(y2, out, i2 * o + j * LANES)
+            store(y3, out, i3 * o + j * LANES)
+            store(y4, out, i4 * o + j * LANES)
+            store(y5, out, i5 * o + j * LANES)
 
 
-@kernel
-def backward(x, padding, u, dy, v, m, du, dx, dweight, dbias):
-    """The gradient by a few images, and what these give to those by weight and bias."""
-    transform_output_adjoint(dy.reshape(-1), dy.shape, m.reshape(-1))
-    dbias[:] = 0
-    for row in m[7]:  # of the 36, the one that is the sum of a tile
-        dbias += row
-    transform_input(x.reshape(-1), x.shape, padding, v.reshape(-1))
-    for p in range(36):
-        matmul_transposed(m[p], v[p], du[p])
-        matmul(m[p], u[p], v[p])
-    transform_kernels_adjoint(du, dweight)
-    transform_input_adjoint(v.reshape(-1), dx.shape, padding, dx.reshape(-1))
+@functools.cache
+def kernels(m):
+    """The three for tiles of m x m outputs."""
+    a = m + 2
+    every = a + 1  # of the a a products, the one that goes to all of a tile: the point (1, 1)
+
+    @kernel
+    def transform_kernels(g, u):
+        """U = G g G^T: (9, size) -> (a a, size)."""
+        _transform_kernels(g, u, m, a)
+
+    @kernel
+    def forward(x, padding, u, bias, v, products, y):
+        """y of a few images, by way of their tiles v (a a, n th tw, c) and the products."""
+        _transform_input(x.reshape(-1), x.shape, padding, v.reshape(-1), m, a)
+        c, panel = v.shape[2], v.shape[2] * LANES
+        for p in range(a * a):
+            _multiply(v[p].reshape(-1), (c, 1), u[p].reshape(-1), (panel, LANES), products[p])
+        for row in products[every]:
+            row += bias
+        _transform_output(products.reshape(-1), y.reshape(-1), y.shape, m, a)
+
+    @kernel
+    def backward(x, padding, u, dy, v, products, du, dx, dweight, dbias):
+        """The gradient by a few images, and what these give to those by weight and bias."""
+        _transform_output_adjoint(dy.reshape(-1), dy.shape, products.reshape(-1), m, a)
+        dbias[:] = 0
+        for row in products[every]:
+            dbias += row
+        _transform_input(x.reshape(-1), x.shape, padding, v.reshape(-1), m, a)
+        c, o = v.shape[2], products.shape[2]
+        for p in range(a * a):
+            dm = products[p].reshape(-1)
+            _multiply(dm, (1, o), v[p].reshape(-1), (LANES, c), du[p])
+            _multiply(dm, (o, 1), u[p].reshape(-1), (o * LANES, LANES), v[p])
+        _transform_kernels_adjoint(du, dweight, m, a)
+        _transform_input_adjoint(v.reshape(-1), dx.shape, padding, dx.reshape(-1), m, a)
+
+    return transform_kernels, forward, backward

@@ -1,18 +1,19 @@
-"""conv2d of 3x3 kernels and stride 1 in float32, by Winograd's minimal filtering F(4x4, 3x3).
+"""conv2d of 3x3 kernels and stride 1 in float32, by Winograd's minimal filtering F(m x m, 3x3).
 
-A tile of 4x4 outputs costs 36 products instead of 144. Input tiles d, kernels g and products are
+A tile of 4x4 outputs costs 36 products instead of 144, one of 5x5 costs 49 instead of 225. Input
+tiles d, kernels g and products are
 
-    V = B^T d B        U = G g G^T        m[p] = V[p] @ U[p], p = 0..35        y = A^T m A
+    V = B^T d B        U = G g G^T        M[p] = V[p] @ U[p], p = 0..35        y = A^T M A
 
-where the product over channels is a matrix product for each of the 36 p (Lavin and Gray, "Fast
-algorithms for convolutional neural networks", 2016). The backward is the transpose of each step, so
-that one transform of dy serves both gradients. The error is 3 to 6e-6 of the largest value, where
-im2col's is 2 to 4e-7: hence float32 alone, and `precision="exact"` does without.
+where the product over channels is a matrix product for each of the 36 (or 49) p (Lavin and Gray,
+"Fast algorithms for convolutional neural networks", 2016). The backward is the transpose of each
+step, so that one transform of dy serves both gradients. The error is 3 to 8e-6 of the largest
+value, where im2col's is 2 to 4e-7: hence float32 alone, and `precision="exact"` does without.
 """
 
 import numpy as np
 
-from tinygrad_nnfs.kernels import blas, loops, memory, threads
+from tinygrad_nnfs.kernels import loops, memory, threads
 from tinygrad_nnfs.kernels.shared_columns import channels_first, channels_last, is_plain
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d
 from tinygrad_nnfs.registry import once
@@ -28,13 +29,21 @@ def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, precision=
         and weight.shape[2:] == (3, 3)
         and weight.shape[0] % loops.LANES == weight.shape[1] % loops.LANES == 0
         and loops.numba_is_installed()
-        and blas.openblas() is not None
     )
 
 
-def _taps(weight, *channels):
-    """(o, c, 3, 3) as (9, o c), or (9, c o), in C order."""
-    return np.ascontiguousarray(weight.transpose(2, 3, *channels)).reshape(9, -1)
+def tile_size(oh, ow):
+    """m, the outputs of a tile in a row, and the number of tiles of an image."""
+    four, five = (-(-oh // m) * -(-ow // m) for m in (4, 5))
+    # the transforms of tiles of 5x5 take longer, and are worth it for a tenth of the products
+    return (5, five) if 49 * five < 0.9 * 36 * four else (4, four)
+
+
+def _taps(weight):
+    """(o, c, 3, 3) as (9, o c): kernels by place, in panels of LANES outputs, (o / 16, c, 16)."""
+    o, c = weight.shape[:2]
+    panels = weight.reshape(-1, loops.LANES, c, 3, 3).transpose(3, 4, 0, 2, 1)
+    return np.ascontiguousarray(panels).reshape(9, o * c)
 
 
 @conv2d.on(np, when=_applies)
@@ -48,22 +57,25 @@ def conv2d_winograd(
     n = len(x)
     o, c = weight.shape[:2]
     oh, ow = geometry.output_size
-    tiles = -(-oh // 4) * -(-ow // 4)  # of one image
-    pieces = threads.pieces(n, max(1, TILES // tiles))
+    m, tiles = tile_size(oh, ow)
+    points = (m + 2) ** 2
+    number = -(-n // max(1, TILES // tiles))
+    pieces = threads.pieces(n, -(-n // number))  # of one size: several threads finish together
+    transform_kernels, forward_of, backward_of = compiled.kernels(m)
 
-    u = memory.empty((36, c, o), np.float32)
-    compiled.transform_kernels(_taps(weight, 1, 0), u)
+    u = memory.empty((points, c, o), np.float32)
+    transform_kernels(_taps(weight), u)
     images = channels_last(x)
     shift = np.zeros(o, np.float32) if bias is None else np.ascontiguousarray(bias)
     y = memory.empty((n, oh, ow, o), np.float32)
 
     def tiles_of(piece, name, channels):
         size = piece.stop - piece.start
-        return threads.scratch(name, (36, size * tiles, channels), np.float32)
+        return threads.scratch(name, (points, size * tiles, channels), np.float32)
 
     def forward(piece):
-        v, m = tiles_of(piece, "v", c), tiles_of(piece, "m", o)
-        compiled.forward(images[piece], padding, u, shift, v, m, y[piece])
+        v, products = tiles_of(piece, "v", c), tiles_of(piece, "products", o)
+        forward_of(images[piece], padding, u, shift, v, products, y[piece])
 
     threads.run(forward, pieces)
 
@@ -74,15 +86,15 @@ def conv2d_winograd(
         dimages = memory.empty(images.shape, np.float32)
         dweights = memory.empty((len(pieces), 9, o * c), np.float32)
         dbiases = np.empty((len(pieces), o), np.float32)
-        u = memory.empty((36, o, c), np.float32)
-        compiled.transform_kernels(_taps(weight, 0, 1), u)
+        u = memory.empty((points, o, c), np.float32)
+        transform_kernels(_taps(weight.swapaxes(0, 1)), u)
 
         def backward(i):
             piece = pieces[i]
-            v, m = tiles_of(piece, "v", c), tiles_of(piece, "m", o)
-            du = threads.scratch("du", (36, o, c), np.float32)
-            compiled.backward(
-                *(images[piece], padding, u, dy[piece], v, m, du),
+            v, products = tiles_of(piece, "v", c), tiles_of(piece, "products", o)
+            du = threads.scratch("du", (points, o, c), np.float32)
+            backward_of(
+                *(images[piece], padding, u, dy[piece], v, products, du),
                 *(dimages[piece], dweights[i], dbiases[i]),
             )
 
