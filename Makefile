@@ -41,3 +41,4 @@ format: .venv/installed-dev
 
 clean:
 	rm -rf .venv build dist site *.egg-info .hypothesis .mypy_cache .pytest_cache .ruff_cache
+	find tinygrad_nnfs models benchmarks tests -name __pycache__ -exec rm -rf {} +

@@ -151,8 +151,8 @@ def _transform_output_adjoint(dy, shape, products, m, a):
 @inline
 def _transform_kernels(g, u, m, a):
     """U = G g G^T: (9, size) -> (a a, size), size a multiple of LANES."""
+    plane = g.shape[1]
     g, u = g.reshape(-1), u.reshape(-1)
-    plane = g.size // 9
     half = np.empty(3 * a * LANES, np.float32)  # G g: a rows of 3
     for at in range(0, plane, LANES):
         for k in range(3):
@@ -233,7 +233,7 @@ def kernels(m):
         _transform_input(x.reshape(-1), x.shape, padding, v.reshape(-1), m, a)
         c, panel = v.shape[2], v.shape[2] * LANES
         for p in range(a * a):
-            _multiply(v[p].reshape(-1), (c, 1), u[p].reshape(-1), (panel, LANES), products[p])
+            _multiply(v[p].reshape(-1), (c, 1), u[p], (panel, LANES), products[p])
         for row in products[every]:
             row += bias
         _transform_output(products.reshape(-1), y.reshape(-1), y.shape, m, a)
@@ -250,7 +250,7 @@ def kernels(m):
         for p in range(a * a):
             dm = products[p].reshape(-1)
             _multiply(dm, (1, o), v[p].reshape(-1), (LANES, c), du[p])
-            _multiply(dm, (o, 1), u[p].reshape(-1), (o * LANES, LANES), v[p])
+            _multiply(dm, (o, 1), u[p], (o * LANES, LANES), v[p])
         _transform_kernels_adjoint(du, dweight, m, a)
         _transform_input_adjoint(v.reshape(-1), dx.shape, padding, dx.reshape(-1), m, a)
 

@@ -6,7 +6,11 @@ inline = numba.njit(inline="always")
 
 
 def kernel(function):
-    """Compile at the first call, to run without the interpreter lock; kept in a file."""
+    """Compile at the first call, to run without the interpreter lock; kept in a file.
+
+    numba makes that file anew when the one that the kernel is in has changed. After a change to
+    what kernels call in other files (compiled_lanes, compiled_transforms), `make clean`.
+    """
     options = {"nogil": True, "error_model": "numpy"}
     try:
         return numba.njit(function, cache=True, **options)

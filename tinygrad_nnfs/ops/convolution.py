@@ -153,7 +153,7 @@ def conv2d(
     where oh = (h + 2 padding - dilation (kh - 1) - 1) // stride + 1, ow likewise. With more groups
     the g-th share of the outputs sees the g-th share of the channels alone. stride, padding and
     dilation are integers or (vertical, horizontal) pairs. `precision="fast"` allows kernels whose
-    rounding errors are some ten times larger (Winograd's, 3 to 6e-6 of the largest value in
+    rounding errors are ten to twenty times larger (Winograd's, 3 to 9e-6 of the largest value in
     float32), and which make NaN of what an Inf has a part in, and around it; "exact" keeps to plain
     sums of products.
 
