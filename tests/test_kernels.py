@@ -49,8 +49,8 @@ def batch(n, seed=0):
     return rng.random((n, 1, 28, 28), dtype=np.float32), rng.integers(0, 10, n)
 
 
-def losses_and_weights(network, steps=2, n=16):
-    optimizer = optim.SGD(network.parameters(), lr=0.05, momentum=0.9)
+def losses_and_weights(network, steps=2, n=16, lr=0.05):
+    optimizer = optim.SGD(network.parameters(), lr=lr, momentum=0.9)
     losses = []
     for step in range(steps):
         images, labels = batch(n, seed=step)
@@ -490,11 +490,12 @@ def test_environment_turns_the_variants_off():
 def test_training_by_kernels_and_by_the_ops_themselves_is_the_same():
     from tinygrad_nnfs import manual_seed
 
+    # steps so small that the loss falls: those that overshoot make much of the last bits
     manual_seed(1)
-    losses, _ = losses_and_weights(CNN(), steps=4)
+    losses, _ = losses_and_weights(CNN(), steps=4, lr=0.002)
     manual_seed(1)
     with reference_kernels():
-        expected, _ = losses_and_weights(CNN(), steps=4)
+        expected, _ = losses_and_weights(CNN(), steps=4, lr=0.002)
     np.testing.assert_allclose(losses, expected, rtol=1e-3)
 
 
