@@ -395,7 +395,7 @@ def test_winograd_runs_where_it_applies_and_exact_does_without():
     assert "conv2d_winograd" not in variants_of(p)
 
 
-def test_the_most_special_convolution_runs():
+def test_the_most_special_convolution_runs(monkeypatch):
     x = np.ones((64, 16, 20, 20), np.float32)
     weight = np.ones((16, 16, 3, 3), np.float32)
     compiled = loops.numba_is_installed()
@@ -410,6 +410,8 @@ def test_the_most_special_convolution_runs():
     assert variants(x[:, :1], weight[:, :1]) == ({"conv2d_direct"} if compiled else plain)
     assert variants(x, weight, precision="exact") == plain
     assert variants(x, weight, stride=2) == {"conv2d_in_pieces"}
+    monkeypatch.setattr(blas, "openblas", lambda: None)  # numpy with MKL, or Apple's Accelerate
+    assert variants(x, weight) == ({"conv2d_winograd"} if compiled else plain)
 
 
 @needs_numba

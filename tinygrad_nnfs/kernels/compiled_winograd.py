@@ -39,113 +39,66 @@ def _read_edge(x, shape, image, i, j, size, b, patch):
 
 
 @inline
-def _transform_input(x, shape, padding, v, m, a):
-    """V = B^T d B: images -> tiles, both as flat arrays."""
-    n, height, width, channels = shape
-    ph, pw = padding
-    th, tw = (height + 2 * ph - 3 + m) // m, (width + 2 * pw - 3 + m) // m
+def _to_tiles(name, images, shape, padding, tiles, grid, size, m, a):
+    """T x T^T of the windows x of size x size pixels, m apart: images -> tiles, as flat arrays.
+
+    `name` says which matrix T is, `grid` how many tiles an image has, down and across.
+    """
+    n, _, width, channels = shape
+    (ph, pw), (th, tw) = padding, grid
     plane = n * th * tw * channels  # from one of the a a to the next
-    half = np.empty(a * a * LANES, np.float32)  # B^T d
-    patch = np.empty(a * a * LANES, np.float32)
+    half = np.empty(a * size * LANES, np.float32)  # a rows of `size`
+    patch = np.empty(size * size * LANES, np.float32)
     for tile in range(n * th * tw):
         image, i, j = tile // (th * tw), tile // tw % th * m - ph, tile % tw * m - pw
-        whole, first = _window(shape, image, i, j, a)
+        whole, first = _window(shape, image, i, j, size)
         for b in range(0, channels, LANES):
             if whole:
-                d, at, row, step = x, first + b, width * channels, channels
+                x, at, row, step = images, first + b, width * channels, channels
             else:
-                _read_edge(x, shape, image, i, j, a, b, patch)
-                d, at, row, step = patch, 0, a * LANES, LANES
+                _read_edge(images, shape, image, i, j, size, b, patch)
+                x, at, row, step = patch, 0, size * LANES, LANES
+            for k in range(size):
+                values = transform(name, m, load_row(x, at + k * step, row, size))
+                store_row(values, half, k * LANES, size * LANES)
             for k in range(a):
-                values = transform("B^T", m, load_row(d, at + k * step, row, a))
-                store_row(values, half, k * LANES, a * LANES)
-            for k in range(a):
-                values = transform("B^T", m, load_row(half, a * k * LANES, LANES, a))
-                store_row(values, v, a * k * plane + tile * channels + b, plane)
+                values = transform(name, m, load_row(half, size * k * LANES, LANES, size))
+                store_row(values, tiles, a * k * plane + tile * channels + b, plane)
 
 
 @inline
-def _transform_input_adjoint(v, shape, padding, dx, m, a):
-    """The transpose of _transform_input: tiles -> images."""
+def _to_images(name, images, shape, padding, tiles, grid, size, m, a):
+    """The transpose of _to_tiles. Where windows overlap, their shares of a pixel are added up."""
     n, height, width, channels = shape
-    ph, pw = padding
-    th, tw = (height + 2 * ph - 3 + m) // m, (width + 2 * pw - 3 + m) // m
+    (ph, pw), (th, tw) = padding, grid
     plane = n * th * tw * channels
-    half = np.empty(a * a * LANES, np.float32)
-    patch = np.empty(a * a * LANES, np.float32)
-    dx[:] = 0  # tiles overlap: their shares of a pixel are added up
+    half = np.empty(a * size * LANES, np.float32)  # `size` rows of a
+    patch = np.empty(size * size * LANES, np.float32)
+    overlap = size > m
+    if overlap:
+        images[:] = 0
     for tile in range(n * th * tw):
         image, i, j = tile // (th * tw), tile // tw % th * m - ph, tile % tw * m - pw
+        whole, first = _window(shape, image, i, j, size)
+        direct = whole and not overlap
         for b in range(0, channels, LANES):
             for k in range(a):
-                at = k * plane + tile * channels + b
-                values = transform_transposed("B^T", m, load_row(v, at, a * plane, a))
-                store_row(values, half, k * LANES, a * LANES)
-            for k in range(a):
+                values = load_row(tiles, k * plane + tile * channels + b, a * plane, a)
+                store_row(transform_transposed(name, m, values), half, k * LANES, a * LANES)
+            for k in range(size):
                 values = load_row(half, a * k * LANES, LANES, a)
-                values = transform_transposed("B^T", m, values)
-                store_row(values, patch, a * k * LANES, LANES)
-            for p in range(a * a):
-                row, column = i + p // a, j + p % a
-                if 0 <= row < height and 0 <= column < width:
-                    at = ((image * height + row) * width + column) * channels + b
-                    store(load(dx, at) + load(patch, p * LANES), dx, at)
-
-
-@inline
-def _transform_output(products, y, shape, m, a):
-    """y = A^T products A: tiles -> images."""
-    n, height, width, channels = shape
-    th, tw = (height + m - 1) // m, (width + m - 1) // m
-    plane = n * th * tw * channels
-    half = np.empty(a * m * LANES, np.float32)  # A^T products: m rows of a
-    patch = np.empty(m * m * LANES, np.float32)
-    for tile in range(n * th * tw):
-        image, i, j = tile // (th * tw), tile // tw % th * m, tile % tw * m
-        whole, first = _window(shape, image, i, j, m)
-        for b in range(0, channels, LANES):
-            for k in range(a):
-                at = k * plane + tile * channels + b
-                values = transform_transposed("A", m, load_row(products, at, a * plane, a))
-                store_row(values, half, k * LANES, a * LANES)
-            for k in range(m):
-                values = load_row(half, a * k * LANES, LANES, a)
-                values = transform_transposed("A", m, values)
-                if whole:
-                    store_row(values, y, first + k * width * channels + b, channels)
+                values = transform_transposed(name, m, values)
+                if direct:
+                    store_row(values, images, first + k * width * channels + b, channels)
                 else:
-                    store_row(values, patch, m * k * LANES, LANES)
-            if not whole:
-                for p in range(m * m):
-                    row, column = i + p // m, j + p % m
-                    if row < height and column < width:
+                    store_row(values, patch, size * k * LANES, LANES)
+            if not direct:
+                for p in range(size * size):
+                    row, column = i + p // size, j + p % size
+                    if 0 <= row < height and 0 <= column < width:
                         at = ((image * height + row) * width + column) * channels + b
-                        store(load(patch, p * LANES), y, at)
-
-
-@inline
-def _transform_output_adjoint(dy, shape, products, m, a):
-    """The transpose of _transform_output: images -> tiles."""
-    n, height, width, channels = shape
-    th, tw = (height + m - 1) // m, (width + m - 1) // m
-    plane = n * th * tw * channels
-    half = np.empty(a * m * LANES, np.float32)  # A dy: a rows of m
-    patch = np.empty(m * m * LANES, np.float32)
-    for tile in range(n * th * tw):
-        image, i, j = tile // (th * tw), tile // tw % th * m, tile % tw * m
-        whole, first = _window(shape, image, i, j, m)
-        for b in range(0, channels, LANES):
-            if whole:
-                d, at, row, step = dy, first + b, width * channels, channels
-            else:
-                _read_edge(dy, shape, image, i, j, m, b, patch)
-                d, at, row, step = patch, 0, m * LANES, LANES
-            for k in range(m):
-                values = transform("A", m, load_row(d, at + k * step, row, m))
-                store_row(values, half, k * LANES, m * LANES)
-            for k in range(a):
-                values = transform("A", m, load_row(half, m * k * LANES, LANES, m))
-                store_row(values, products, a * k * plane + tile * channels + b, plane)
+                        value = load(patch, p * LANES)
+                        store(load(images, at) + value if overlap else value, images, at)
 
 
 @inline
@@ -230,28 +183,30 @@ def kernels(m):
     @kernel
     def forward(x, padding, u, bias, v, products, y):
         """y of a few images, by way of their tiles v (a a, n th tw, c) and the products."""
-        _transform_input(x.reshape(-1), x.shape, padding, v.reshape(-1), m, a)
+        grid = (y.shape[1] + m - 1) // m, (y.shape[2] + m - 1) // m
+        _to_tiles("B^T", x.reshape(-1), x.shape, padding, v.reshape(-1), grid, a, m, a)
         c, panel = v.shape[2], v.shape[2] * LANES
         for p in range(a * a):
             _multiply(v[p].reshape(-1), (c, 1), u[p], (panel, LANES), products[p])
         for row in products[every]:
             row += bias
-        _transform_output(products.reshape(-1), y.reshape(-1), y.shape, m, a)
+        _to_images("A", y.reshape(-1), y.shape, (0, 0), products.reshape(-1), grid, m, m, a)
 
     @kernel
     def backward(x, padding, u, dy, v, products, du, dx, dweight, dbias):
         """The gradient by a few images, and what these give to those by weight and bias."""
-        _transform_output_adjoint(dy.reshape(-1), dy.shape, products.reshape(-1), m, a)
+        grid = (dy.shape[1] + m - 1) // m, (dy.shape[2] + m - 1) // m
+        _to_tiles("A", dy.reshape(-1), dy.shape, (0, 0), products.reshape(-1), grid, m, m, a)
         dbias[:] = 0
         for row in products[every]:
             dbias += row
-        _transform_input(x.reshape(-1), x.shape, padding, v.reshape(-1), m, a)
+        _to_tiles("B^T", x.reshape(-1), x.shape, padding, v.reshape(-1), grid, a, m, a)
         c, o = v.shape[2], products.shape[2]
         for p in range(a * a):
             dm = products[p].reshape(-1)
             _multiply(dm, (1, o), v[p].reshape(-1), (LANES, c), du[p])
             _multiply(dm, (o, 1), u[p], (o * LANES, LANES), v[p])
         _transform_kernels_adjoint(du, dweight, m, a)
-        _transform_input_adjoint(v.reshape(-1), dx.shape, padding, dx.reshape(-1), m, a)
+        _to_images("B^T", dx.reshape(-1), dx.shape, padding, v.reshape(-1), grid, a, m, a)
 
     return transform_kernels, forward, backward
