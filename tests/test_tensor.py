@@ -167,6 +167,8 @@ def test_methods_take_options_by_position_and_name():
     assert Tensor(np.ones((2, 3, 4))).flatten(1).shape == (2, 12)
     assert Tensor(np.ones((0, 3, 4))).flatten(1).shape == (0, 12)
     assert Tensor(1.0).flatten().shape == (1,)
+    turned = Tensor(x.numpy().T).flatten()  # in row-major order, wherever the elements lie
+    np.testing.assert_array_equal(turned.numpy(), x.numpy().T.ravel())
     with pytest.raises(ValueError, match="there is no axis 2"):
         x.flatten(2)
 

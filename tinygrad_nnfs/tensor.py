@@ -444,8 +444,10 @@ class Tensor:
         shape = self.data.shape
         if not 0 <= start <= max(len(shape) - 1, 0):
             raise ValueError(f"flatten: there is no axis {start} in shape {shape}")
-        rest = math.prod(shape[start:])  # -1 cannot be told from an empty batch
-        return self.reshape(shape=(*shape[:start], rest))
+        flat = (*shape[:start], math.prod(shape[start:]))  # -1: not to be told of an empty batch
+        if self.node is None and self.data.flags.c_contiguous:  # a batch of data: a view, no op
+            return make_tensor(self.data.reshape(flat))
+        return self.reshape(shape=flat)
 
     @property
     def T(self) -> "Tensor":
