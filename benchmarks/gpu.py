@@ -250,6 +250,7 @@ class Stopwatch:
             self.once(launch, 1)
             launches = min(max(round(self.span / self.once(launch, 1)), 1), 50)
             times = [self.once(launch, launches) for _ in range(self.rounds)]
+        self.pool.free_all_blocks()  # for the next call, which may need other sizes
         return statistics.median(times) / launches / self.repetitions
 
     def recorded(self, call: Callable[[], object]) -> Any:

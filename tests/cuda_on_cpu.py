@@ -71,8 +71,8 @@ class Parameter(ctypes.Structure):
     ]
 
 
-def load(real, folder=None, source=SOURCE):
-    """The kernels of `source` for "float" or "double"; what is compiled stays in `folder`."""
+def load(real, index="unsigned", folder=None, source=SOURCE):
+    """The kernels of `source` with REAL and INDEX so; what is compiled stays in `folder`."""
     text = source.read_text()
     names = kernel_names(text)
     barriers = kernels_with_barriers(text)
@@ -83,23 +83,24 @@ def load(real, folder=None, source=SOURCE):
         f'#include "{SHIM}"\n#include "{source}"\n'
         f"namespace shim {{ const std::vector<Kernel> kernels = {{{kernels}}}; }}\n"
     )
-    parts = [program, text, SHIM.read_text(), real, *OPTIONS]
+    types = f"-DREAL={real}", f"-DINDEX={index}"
+    parts = [program, text, SHIM.read_text(), *types, *OPTIONS]
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:16]
     with tempfile.TemporaryDirectory() as temporary:
         target = Path(folder or FOLDER or temporary) / f"cuda-{digest}.so"
         if not target.exists():
-            _compile(program, real, target)
+            _compile(program, types, target)
         library = ctypes.CDLL(str(target))  # stays loaded when its file is gone
     return Kernels(library, names)
 
 
-def _compile(program, real, target):
+def _compile(program, types, target):
     # other processes may compile the same: each into a file of its own, and the last one stays
     handle, name = tempfile.mkstemp(dir=target.parent, suffix=".so")
     os.close(handle)
     try:
         subprocess.run(
-            [COMPILER, *OPTIONS, f"-DREAL={real}", "-x", "c++", "-", "-o", name],
+            [COMPILER, *OPTIONS, *types, "-x", "c++", "-", "-o", name],
             input=program,
             capture_output=True,
             text=True,

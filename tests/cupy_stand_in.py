@@ -368,6 +368,8 @@ class MemoryPool:
     Blocks are not split: one is used again for the same number of UNITs.
     """
 
+    _lost = 0  # bytes of blocks that were free in pools that are gone: cupy never gives them back
+
     def __init__(self, allocator=None):
         self._free = {}
         self._sizes = {"used": 0, "free": 0}
@@ -400,7 +402,7 @@ class MemoryPool:
                 free.clear()
 
     def __del__(self):
-        self.free_all_blocks()
+        MemoryPool._lost += self.free_bytes()
 
     def used_bytes(self):
         return self._sizes["used"]
@@ -1348,9 +1350,9 @@ def _function(name):
 
 
 @functools.cache
-def _compiled(load, real):
+def _compiled(load, *types):
     """`load` is part of the key, for a test may have a fake of it."""
-    return load(real)
+    return load(*types)
 
 
 class RawModule:
@@ -1372,10 +1374,11 @@ class RawModule:
         self._kernels()
 
     def _kernels(self):
-        reals = [option.partition("=")[2] for option in self.options if "-DREAL=" in option]
-        if len(reals) != 1:
-            raise ValueError(f"expected one -DREAL=... in the options, found {self.options}")
-        return _compiled(importlib.import_module("cuda_on_cpu").load, reals[0])
+        defined = dict(option[2:].split("=") for option in self.options if option[:2] == "-D")
+        if defined.keys() != {"REAL", "INDEX"}:
+            raise ValueError(f"expected -DREAL=... and -DINDEX=..., found {self.options}")
+        load = importlib.import_module("cuda_on_cpu").load
+        return _compiled(load, defined["REAL"], defined["INDEX"])
 
     def get_function(self, name):
         return RawKernel(self._kernels(), name)

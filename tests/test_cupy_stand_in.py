@@ -451,8 +451,8 @@ def fake_kernels(monkeypatch):
             array, value = args[:2]
             array += value["by"][0] if isinstance(value, np.ndarray) else value
 
-    def load(real):
-        calls.append(real)
+    def load(real, index):
+        calls.append((real, index))
         return Kernels()
 
     monkeypatch.setitem(sys.modules, "cuda_on_cpu", types.SimpleNamespace(load=load))
@@ -460,11 +460,11 @@ def fake_kernels(monkeypatch):
 
 
 def test_kernels(cupy, stream, fake_kernels):
-    module = cupy.RawModule(code="...", options=("--std=c++17", "-DREAL=float"))
+    module = cupy.RawModule(code="...", options=("--std=c++17", "-DREAL=float", "-DINDEX=unsigned"))
     kernel = module.get_function("increase")
     x = cupy.zeros(4, np.float32)
     kernel((1,), (128,), (x, 2))
-    assert fake_kernels[0] == "float"
+    assert fake_kernels[0] == ("float", "unsigned")
     assert fake_kernels[1][:3] == ("increase", (1, 1, 1), (128, 1, 1))
     same(x, np.full(4, 2, np.float32))
 

@@ -7,6 +7,7 @@ what cupy and CUDA's capture refuse. `make test-gpu` runs these tests on a GPU.
 import contextlib
 import functools
 import gc
+import sys
 import threading
 import weakref
 
@@ -40,9 +41,7 @@ from tinygrad_nnfs.checking import Draw, cases_of, requirements
 from tinygrad_nnfs.kernels import cublas, cuda
 from tinygrad_nnfs.testing import op_cases
 
-pytestmark = pytest.mark.skipif(
-    not cuda_on_cpu.compiler_is_installed(), reason=f"{cuda_on_cpu.COMPILER} is not installed"
-)
+load_cublas = cublas.load_cublas  # the stand-in has another in its place
 
 
 @pytest.fixture(params=["stand-in", pytest.param("gpu", marks=pytest.mark.gpu)], autouse=True)
@@ -50,6 +49,8 @@ def device(request):
     """The device "cuda", real or not, for one test; its name says which."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         if request.param == "stand-in":
+            if not cuda_on_cpu.compiler_is_installed():
+                pytest.skip(f"{cuda_on_cpu.COMPILER} is not installed")
             cupy_stand_in.install(monkeypatch)
         elif backend.cupy_if_installed() is None:
             pytest.skip("cupy finds no GPU")
@@ -239,6 +240,36 @@ def test_one_product_is_no_stack_of_products(device):
         backend.cupy.matmul(a, b)
     called = [name for name, _ in cublas.load_cublas().calls]
     assert called == ["cublasGemmEx", "cublasGemmEx", "cublasGemmStridedBatchedEx"]
+
+
+def test_cublas_is_looked_for_by_name_where_there_is_no_pathfinder(monkeypatch):
+    asked = []
+
+    def library(name):
+        asked.append(name)
+        raise OSError(f"{name}: cannot open shared object file")
+
+    monkeypatch.setitem(sys.modules, "cuda.pathfinder", None)
+    monkeypatch.setattr(cublas.ctypes, "CDLL", library)
+    with pytest.raises(RuntimeError, match=r"needs the library cuBLAS \(.*: cannot open .*\): pip"):
+        load_cublas()
+    assert asked == [f"libcublas.so.{backend.cupy.cuda.runtime.runtimeGetVersion() // 1000}"]
+
+
+def test_large_arrays_have_indices_of_64_bits(device, monkeypatch):
+    """Large means here: from 16 elements on."""
+    if device == "gpu":
+        pytest.skip("it would compile all kernels once more")
+    compiled = []
+    module = cuda._module.__wrapped__
+    monkeypatch.setattr(cuda, "_module", lambda *key: compiled.append(key[-1]) or module(*key))
+    monkeypatch.setattr(cuda, "LARGE", 16)
+    cuda._kernel.cache_clear()
+    shapes = (1, 2, 3, 3), (3, 2, 3, 3), (3,)
+    y = ops.conv2d(*[Tensor(np.ones(shape, np.float32)).to("cuda") for shape in shapes])
+    assert host(y).ravel().tolist() == [19, 19, 19]
+    assert set(compiled) == {"unsigned", "size_t"}  # of 3 outputs, and of 18 in columns
+    cuda._kernel.cache_clear()
 
 
 def test_precision(device):
@@ -569,6 +600,19 @@ def test_an_error_of_the_step_itself_is_shown_as_it_is():
         step(x)
     with pytest.raises(ValueError, match=r"^matmul\(a: float32 \(1, 2\), b"):
         step(x)
+
+
+def test_a_captured_step_gives_back_its_memory(device):
+    if device == "gpu":
+        pytest.skip("cupy does not tell what a pool that is gone has kept")
+    step = capture(lambda x: (x @ x).sum())
+    x = Tensor(np.ones((64, 64), np.float32)).to("cuda")
+    for _ in range(4):
+        step(x)
+    lost = cupy_stand_in.MemoryPool._lost
+    del step
+    gc.collect()
+    assert cupy_stand_in.MemoryPool._lost == lost
 
 
 def test_a_graph_outlives_the_thread_that_captured_it():

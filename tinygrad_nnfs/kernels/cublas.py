@@ -87,13 +87,21 @@ def handle_in_use() -> Any:
 def load_cublas() -> Any:
     """The C library that cupy itself uses. Raises RuntimeError where there is none."""
     try:
-        pathfinder: Any = importlib.import_module("cuda.pathfinder")
-        return ctypes.CDLL(pathfinder.load_nvidia_dynamic_lib("cublas").abs_path)
-    except (ImportError, OSError, RuntimeError) as error:
+        return ctypes.CDLL(_path_of_cublas())
+    except (OSError, RuntimeError) as error:
         raise RuntimeError(
             f"device 'cuda' needs the library cuBLAS ({' '.join(str(error).split())}): "
             "pip install 'tinygrad_nnfs[gpu]'"
         ) from None
+
+
+def _path_of_cublas() -> str:
+    try:
+        pathfinder: Any = importlib.import_module("cuda.pathfinder")
+    except ImportError:  # a cupy older than 14, such as Kaggle's, is linked to the system's
+        return f"libcublas.so.{xp.cuda.runtime.runtimeGetVersion() // 1000}"
+    path: str = pathfinder.load_nvidia_dynamic_lib("cublas").abs_path
+    return path
 
 
 def _check(status: int) -> None:

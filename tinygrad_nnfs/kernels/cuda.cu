@@ -1,4 +1,4 @@
-// The CUDA kernels, compiled at run time by NVRTC, once with -DREAL=float and once with =double.
+// The CUDA kernels, compiled at run time by NVRTC for each REAL (float, double) and INDEX.
 //
 // Images are channels last, (n, h, w, c), and dense. Every kernel is correct for any grid: where
 // nothing else is said a thread takes every (number of threads)-th element, in blocks of any size.
@@ -6,6 +6,10 @@
 // one thread, and sums are added up in a fixed order, never by atomics.
 
 typedef REAL real;
+
+// What a kernel divides to find out where its element is: unsigned, or size_t where an array has
+// 2^31 elements or more. Divisions of 64 bits take several times as long.
+typedef INDEX Index;
 
 const int THREADS = 256;  // in a block of the kernels that are launched as one block
 const int TENSORS = 32;   // that one launch of an optimiser updates: parameters end at 4 KB
@@ -40,8 +44,8 @@ extern "C" __global__ void gather_batch(
     float* x, long long* batch_labels, long long* chosen, long long n, int height, int width
 ) {
     if (live_first) first = live_first[0];
-    const long long size = n * height * width;
-    for (long long index = first_index(); index < size; index += index_step()) {
+    const Index size = n * height * width;
+    for (Index index = first_index(); index < size; index += index_step()) {
         const long long i = index / width / height, place = first + i;
         const int p = index / width % height, q = index % width;
         const long long number = order[place];
@@ -75,7 +79,7 @@ struct Place {
     long long image;
     int row, column, channel;
 };
-__device__ Place place_of(long long index, int height, int width, int channels) {
+__device__ Place place_of(Index index, int height, int width, int channels) {
     Place place;
     place.channel = index % channels;
     index /= channels;
@@ -91,9 +95,9 @@ __device__ void copy_windows(
     const Pack<real, N>* x, Pack<real, N>* columns, Window w, long long n
 ) {
     const int packs = w.channels / N;
-    const long long size =
+    const Index size =
         n * w.out_height * w.out_width * w.kernel_height * w.kernel_width * packs;
-    for (long long index = first_index(); index < size; index += index_step()) {
+    for (Index index = first_index(); index < size; index += index_step()) {
         // first the place in the window, with the window's number for the image's; then that one's
         const Place offset = place_of(index, w.kernel_height, w.kernel_width, packs);
         const Place out = place_of(offset.image, w.out_height, w.out_width, 1);
@@ -129,8 +133,8 @@ __device__ void add_windows(
     const Pack<real, N>* columns, Pack<real, N>* x, Window w, long long n
 ) {
     const int packs = w.channels / N;
-    const long long size = n * w.height * w.width * packs;
-    for (long long index = first_index(); index < size; index += index_step()) {
+    const Index size = n * w.height * w.width * packs;
+    for (Index index = first_index(); index < size; index += index_step()) {
         const Place at = place_of(index, w.height, w.width, packs);
         Pack<real, N> sum = {};
         for (int u = 0; u < w.kernel_height; ++u) {
@@ -166,8 +170,8 @@ __device__ void find_largest(
 ) {
     const real lowest = log((real)0);  // -inf, which has no name here without a header
     const int packs = w.channels / N;
-    const long long size = n * w.out_height * w.out_width * packs;
-    for (long long index = first_index(); index < size; index += index_step()) {
+    const Index size = n * w.out_height * w.out_width * packs;
+    for (Index index = first_index(); index < size; index += index_step()) {
         const Place out = place_of(index, w.out_height, w.out_width, packs);
         Pack<real, N> largest;
         Pack<unsigned char, N> first = {};
@@ -217,8 +221,8 @@ __device__ void add_what_was_won(
     Window w, long long n
 ) {
     const int packs = w.channels / N;
-    const long long size = n * w.height * w.width * packs;
-    for (long long index = first_index(); index < size; index += index_step()) {
+    const Index size = n * w.height * w.width * packs;
+    for (Index index = first_index(); index < size; index += index_step()) {
         const Place at = place_of(index, w.height, w.width, packs);
         Pack<real, N> sum = {};
         for (int u = 0; u < w.kernel_height; ++u) {
@@ -261,8 +265,8 @@ extern "C" __global__ void max_pool_gradient(
 
 // y[r, o] += bias[o].
 extern "C" __global__ void add_bias(real* y, const real* bias, long long rows, int outputs) {
-    const long long size = rows * outputs;
-    for (long long index = first_index(); index < size; index += index_step()) {
+    const Index size = rows * outputs;
+    for (Index index = first_index(); index < size; index += index_step()) {
         y[index] += bias[index % outputs];
     }
 }
@@ -380,7 +384,7 @@ __device__ double block_sum(double value) {
         __syncthreads();
         if (thread < half) partial[thread] += partial[thread + half];
     }
-    return partial[0];
+    return partial[thread];
 }
 
 // A label that is out of range counts as class 0.
@@ -428,9 +432,10 @@ extern "C" __global__ void softmax_cross_entropy_gradient(
 ) {
     const real scale = dy[0] / (real)divisor;
     const real on_label = 1 - smoothing, on_each = smoothing / k;
-    for (long long index = first_index(); index < n * k; index += index_step()) {
+    const Index size = n * k;
+    for (Index index = first_index(); index < size; index += index_step()) {
         real gradient = softmax[index];
-        if (index % k == class_of(labels[index / k], k)) gradient -= on_label;
+        if ((int)(index % k) == class_of(labels[index / k], k)) gradient -= on_label;
         dlogits[index] = (gradient - on_each) * scale;
     }
 }

@@ -24,6 +24,7 @@ from tinygrad_nnfs.ops.pooling import max_pool2d, pooling_geometry
 xp = backend.cupy
 THREADS = 256  # of a block; kernels that are launched as one block count on them
 BLOCKS = 4096  # at most: enough for every GPU, and each thread then takes several elements
+LARGE = 2**31  # elements: from here on the kernels' indices need 64 bits
 REALS = {"float32": "float", "float64": "double"}
 
 # structs of cuda.cu, passed by value
@@ -55,21 +56,23 @@ VALUES = np.dtype([("word", np.uint64, WORDS)])
 
 
 @functools.cache
-def _kernel(cupy: Any, name: str, real: str) -> Any:
-    """A function of cuda.cu, compiled for float or double (cupy keeps the outcome on disk)."""
-    return _module(cupy, real).get_function(name)
+def _kernel(cupy: Any, name: str, real: str, index: str = "unsigned") -> Any:
+    """A function of cuda.cu, compiled for these types (cupy keeps the outcome on disk)."""
+    return _module(cupy, real, index).get_function(name)
 
 
 @functools.cache
-def _module(cupy: Any, real: str) -> Any:
+def _module(cupy: Any, real: str, index: str) -> Any:
     source = Path(__file__).with_name("cuda.cu").read_text()
-    return cupy.RawModule(code=source, options=("--std=c++17", f"-DREAL={real}"))
+    types = f"-DREAL={real}", f"-DINDEX={index}"
+    return cupy.RawModule(code=source, options=("--std=c++17", *types))
 
 
 def launch(name: str, size: int, *args: Any, real: Any = "float32", blocks: int = 0) -> None:
     """Run a kernel on `size` elements, or on so many blocks."""
     if size:
-        kernel = _kernel(backend.load_cupy(), name, REALS[str(real)])
+        index = "unsigned" if size < LARGE else "size_t"
+        kernel = _kernel(backend.load_cupy(), name, REALS[str(real)], index)
         kernel((blocks or min(-(-size // THREADS), BLOCKS),), (THREADS,), args)
 
 
