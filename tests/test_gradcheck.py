@@ -71,6 +71,22 @@ def test_gradcheck_does_not_fail_at_kinks(seed):
     gradcheck(lambda x, w: ops.relu(x @ w).sum(), np.zeros((2, 3)), np.ones((3, 4)))
 
 
+@given(seed=st.integers(0, 10**6))
+def test_numbers_and_inputs_near_the_end_of_a_domain(seed):
+    for x in (0.002, np.array(2.0), np.array([1e-3, 1.0, 2.0])):
+        gradcheck(lambda x: x.log() * x, x, seed=seed)
+        gradcheck(lambda x: (1 - x * x).sqrt(), np.minimum(x, 0.9995), seed=seed)
+
+    @op
+    def wrong_log(xp, x):
+        return xp.log(x), lambda dy: 1.01 * dy / x
+
+    with pytest.raises(CheckError, match=r"wrong_log: the gradient by x\[\d\] is"):
+        gradcheck(wrong_log, np.array([1e-3, 1.0]), seed=seed)
+    with pytest.raises(CheckError, match=r"nothing can be said of x: .* or ends, wherever"):
+        gradcheck(ops.log, np.array([1e-6]), seed=seed)
+
+
 @pytest.mark.parametrize("factor", [1.01, -1, 2])
 @given(seed=st.integers(0, 10**6))
 def test_a_wrong_rule_is_found_between_kinks(factor, seed):

@@ -1,5 +1,6 @@
 """The faster variants: threads, memory, precision, and that they can be turned off."""
 
+import contextlib
 import importlib.util
 import os
 import subprocess
@@ -552,6 +553,31 @@ def test_compiled_loops_are_the_loops(seed, slope):
         results.append([out, positive, y, winner, dx])
     for a, b in zip(*results, strict=True):
         np.testing.assert_allclose(a, b, rtol=1e-6)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.5, 2.0, -0.5])
+def test_leaky_relu_of_infinities(slope):
+    """As IEEE's arithmetic has it: slope x, where slope 0 makes a NaN of -inf."""
+    x = np.float32([np.inf, -np.inf, np.nan, 1.0])
+    y, positive = np.empty_like(x), np.empty(4, bool)
+    with np.errstate(invalid="ignore"):
+        expected = np.where(x > 0, x, x * np.float32(slope))
+        loops.leaky_relu(x, y, positive, slope)
+        found = [y, ops.leaky_relu(x, slope=slope).numpy()]
+        with reference_kernels():
+            found.append(ops.leaky_relu(x, slope=slope).numpy())
+    for each in found:
+        np.testing.assert_array_equal(each, expected)
+
+
+def test_labels_may_change_before_backward():
+    """A kernel that wrote where the new ones say would write outside of its memory."""
+    labels, logits = np.zeros(4, np.int64), Tensor(np.zeros((4, 2)), requires_grad=True)
+    loss = softmax_cross_entropy(logits, labels)
+    labels[:] = 10**9
+    with contextlib.suppress(IndexError):  # the reference keeps the labels themselves
+        loss.backward()
+        assert logits.grad.numpy().tolist() == [[-0.125, 0.125]] * 4
 
 
 def odd_inputs(dtype):

@@ -10,7 +10,7 @@ import weakref
 import numpy as np
 import pytest
 
-from tinygrad_nnfs import Parameter, Tensor, get_rng_state, manual_seed, nn, set_rng_state
+from tinygrad_nnfs import Parameter, Tensor, get_rng_state, manual_seed, nn, optim, set_rng_state
 from tinygrad_nnfs.backend import random_key
 from tinygrad_nnfs.checking import gradcheck
 
@@ -144,6 +144,7 @@ def test_dropout_draws_anew_in_training_and_rests_in_evaluation():
     manual_seed(0)
     np.testing.assert_array_equal(layer(x).numpy(), first)
     assert layer.eval()(x) is x
+    assert isinstance(layer(x.numpy()), Tensor)
     with pytest.raises(ValueError, match=r"probability to drop, in \[0, 1\], found 2"):
         nn.Dropout(2)
 
@@ -260,6 +261,45 @@ def test_lists_tuples_and_dicts_register_what_is_in_them():
     assert set(Nested().state_dict()) == {
         *("table.a", "table.b.0.weight", "table.b.0.bias", "pair.0", "pair.1.0.0"),
     }
+
+
+def test_two_tensors_of_one_name_are_refused():
+    class Twice(nn.Module):
+        def __init__(self, **tables):
+            vars(self).update(tables)
+
+    layers = {0: nn.Linear(1, 1), "0": nn.Linear(1, 1)}
+    dotted = {"a.b": Parameter([1.0]), "a": {"b": Parameter([2.0])}}
+    shared = {"a.b": layers[0].weight, "a": {"b": layers[0].weight}}
+    for tables, name in (({"x": layers}, "x.0.weight"), ({"y": dotted}, "y.a.b")):
+        for use in (nn.Module.state_dict, lambda module: module.load_state_dict({})):
+            with pytest.raises(ValueError, match=f"Twice has two tensors of the name '{name}'"):
+                use(Twice(**tables))
+    assert list(Twice(y=shared).state_dict()) == ["y.a.b"]
+
+
+def test_what_is_assigned_to_a_parameters_data_becomes_an_array():
+    for given in (np.float32(3), 3, [3.0, 4.0], Tensor([3.0])):
+        parameter, buffer = Parameter(1.0), nn.Buffer(1.0)
+        parameter.data = buffer.data = given
+        assert type(parameter.data) is type(buffer.data) is np.ndarray
+        assert parameter.dtype == np.float32
+        parameter.sum().backward()
+        optim.SGD([parameter], lr=1.0).step()
+        assert parameter.numpy().flat[0] == 2
+    parameter = Parameter([1.0])
+    parameter.sum().backward()
+    parameter.data = np.array([5], np.float32)
+    assert parameter.grad.item() == 1
+    parameter.data = np.ones((2, 3))  # another leaf: the old gradient would not fit
+    assert parameter.grad is None
+    (2 * parameter).sum().backward()
+    assert parameter.grad.numpy().tolist() == [[2, 2, 2], [2, 2, 2]]
+    with pytest.raises(TypeError, match="only floating-point tensors have gradients, found int64"):
+        parameter.data = np.arange(3)
+    with pytest.raises(TypeError, match="use detach"):
+        parameter.data = parameter * 2
+    assert parameter.shape == (2, 3)
 
 
 def test_a_parameter_is_not_replaced_by_something_else():

@@ -10,19 +10,16 @@ import numpy as np
 from tinygrad_nnfs import backend, ops
 from tinygrad_nnfs.ops.convolution import check_precision, pair
 from tinygrad_nnfs.replay import live
-from tinygrad_nnfs.tensor import Parameter, Tensor, recording, unwrap
+from tinygrad_nnfs.tensor import Parameter, Stored, Tensor, recording
 
 
-class Buffer(Tensor):
-    """State of a module that is saved and moved with it but not trained (a running mean).
-
-    `data` may also be a Tensor off the tape, whose memory is then shared.
-    """
+class Buffer(Stored):
+    """State of a module that is saved and moved with it but not trained (a running mean)."""
 
     __slots__ = ()
 
     def __init__(self, data: Any) -> None:
-        super().__init__(unwrap(data))
+        super().__init__(data)
 
 
 class Module:
@@ -127,6 +124,17 @@ class Module:
             else:
                 yield prefix + name, item
 
+    def _by_name(self) -> dict[str, Tensor]:
+        """The same as a dict, for which every name must be another's."""
+        tensors: dict[str, Tensor] = {}
+        for name, tensor in self._named_tensors():
+            if tensors.setdefault(name, tensor) is not tensor:
+                raise ValueError(
+                    f"{type(self).__name__} has two tensors of the name {name!r}: use keys of "
+                    "dicts that differ as text and contain no dot"
+                )
+        return tensors
+
     def named_parameters(self) -> Iterator[tuple[str, Parameter]]:
         """(name, parameter) pairs such as ("0.weight", ...); a shared parameter comes once."""
         seen = set()
@@ -145,7 +153,7 @@ class Module:
 
     def state_dict(self) -> dict[str, np.ndarray]:
         """A snapshot of parameters and buffers: names to numpy arrays, copied."""
-        return {name: tensor.numpy().copy() for name, tensor in self._named_tensors()}
+        return {name: tensor.numpy().copy() for name, tensor in self._by_name().items()}
 
     def load_state_dict(self, state: Mapping[str, Any], strict: bool = True) -> None:
         """Copy `state` (arrays or Tensors by name) into the parameters and buffers.
@@ -153,7 +161,7 @@ class Module:
         Shapes and dtypes must be those of this module. With `strict`, so must the names; without,
         names that only one side has are left alone. Nothing is changed if anything does not fit.
         """
-        mine = dict(self._named_tensors())
+        mine = self._by_name()
         arrays = {
             name: value.numpy() if isinstance(value, Tensor) else np.asarray(value)
             for name, value in state.items()
@@ -415,7 +423,7 @@ class Dropout(Module):
 
     def forward(self, x: Any) -> Tensor:
         if not self.training or self.p == 0:
-            return x  # type: ignore[no-any-return]
+            return x if isinstance(x, Tensor) else Tensor(x)
         return ops.dropout(x, p=self.p, key=live(backend.random_key))
 
     def describe(self) -> str:

@@ -93,6 +93,15 @@ class Node:
         self.order = next(_countdown)  # the smaller, the younger: inputs are older than outputs
 
 
+def _leaf(data: Array) -> Node:
+    if data.dtype.kind != "f":
+        raise TypeError(
+            f"only floating-point tensors have gradients, found {data.dtype}: use "
+            "astype('float32') first"
+        )
+    return Node(None, data.shape, data.dtype)
+
+
 class Tensor:
     """An array and its place on the tape.
 
@@ -151,13 +160,9 @@ class Tensor:
                 f"requires_grad of the result of {self.node.op} follows from its inputs: "
                 "use detach() for a tensor without gradient"
             )
-        if wanted and self.data.dtype.kind != "f":
-            raise TypeError(
-                f"only floating-point tensors have gradients, found {self.data.dtype}: "
-                "use astype('float32') first"
-            )
+        leaf = _leaf(self.data) if wanted else None
         if wanted != self.requires_grad:
-            self.node = Node(None, self.data.shape, self.data.dtype) if wanted else None
+            self.node = leaf
 
     @property
     def grad(self) -> "Tensor | None":
@@ -472,16 +477,35 @@ _OPERATORS = {
 }
 
 
-class Parameter(Tensor):
-    """A leaf that an optimiser updates: a Tensor with `requires_grad` that a Module registers.
+class Stored(Tensor):
+    """What a Module keeps. `data` may also be a Tensor off the tape, whose memory is then shared.
 
-    `data` may also be a Tensor off the tape, whose memory is then shared.
+    Whatever is assigned to `data` later becomes an array, too: numpy's result of an operation on a
+    0-d array is a scalar, which could not be changed in place. With another shape or dtype it is
+    another leaf, without gradient.
     """
 
     __slots__ = ()
 
+    def __init__(self, data: Any, *, requires_grad: bool = False) -> None:
+        super().__init__(unwrap(data), requires_grad=requires_grad)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "data":
+            value = as_array(unwrap(value))
+            node = getattr(self, "node", None)
+            if node is not None and (node.shape, node.dtype) != (value.shape, value.dtype):
+                super().__setattr__("node", _leaf(value))
+        super().__setattr__(name, value)
+
+
+class Parameter(Stored):
+    """A leaf that an optimiser updates: a Tensor with `requires_grad` that a Module registers."""
+
+    __slots__ = ()
+
     def __init__(self, data: Any) -> None:
-        super().__init__(unwrap(data), requires_grad=True)
+        super().__init__(data, requires_grad=True)
 
 
 def unwrap(data: Any) -> Any:

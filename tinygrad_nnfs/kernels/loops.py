@@ -42,7 +42,10 @@ def leaky_relu(x, y, positive, slope):
     """y = x where x > 0, else slope x; positive says where."""
     np.greater(x, 0, out=positive)
     np.multiply(x, slope, out=y)
-    (np.maximum if slope <= 1 else np.minimum)(x, y, out=y)
+    if slope == 0:
+        np.copyto(y, x, where=positive)  # 0 times infinity is no number to compare with
+    else:
+        (np.maximum if slope <= 1 else np.minimum)(x, y, out=y)
 
 
 def leaky_relu_gradient(positive, dy, dx, slope):

@@ -5,8 +5,6 @@ import numpy as np
 from tinygrad_nnfs.kernels import loops
 from tinygrad_nnfs.ops.loss import check_labels, check_range, softmax_cross_entropy
 
-INT64 = np.dtype(np.int64)
-
 
 def _reduces(logits, labels, *, reduction="mean", **_):
     return (
@@ -23,8 +21,8 @@ def softmax_cross_entropy_compiled(xp, logits, labels, *, label_smoothing=0.0, r
     compiled, dtype = loops.best(), logits.dtype
     n, k = logits.shape
     softmax = np.empty((n, k), dtype)
-    # one kind of labels, compiled once
-    classes = labels if labels.dtype is INT64 else labels.astype(np.int64)
+    # a copy: the kernel writes where they say, and the caller may change them before backward
+    classes = labels.astype(np.int64)
     loss = compiled.softmax_cross_entropy(logits, classes, label_smoothing, softmax)
     if loss != loss:
         check_range(labels, k)

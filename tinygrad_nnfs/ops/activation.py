@@ -37,8 +37,10 @@ def leaky_relu(xp, x: Float, *, slope=0.01):
     """
     check_number("slope", slope)
     y = xp.asarray(x * slope)
-    # a choice by a mask (where) would take ten times as long as the larger of the two
-    y = xp.maximum(x, y, out=y) if slope <= 1 else xp.minimum(x, y, out=y)
+    if slope == 0:
+        y = xp.where(x > 0, x, y)  # 0 times infinity is no number to compare with
+    else:  # a choice by a mask would take ten times as long as the larger of the two
+        y = xp.maximum(x, y, out=y) if slope <= 1 else xp.minimum(x, y, out=y)
     signed = y if slope >= 0 else x  # positive where x is; with y saved, x can die
 
     def dx(dy):
