@@ -431,8 +431,8 @@ def seeing_launches(see: Callable[[Call], None]) -> Iterator[None]:
     """Show every kernel of cuda.cu and every product of cuBLAS that is launched inside."""
     kernel_of, multiply = cuda._kernel, cublas._multiply
 
-    def seen_kernel(cupy: Any, name: str, real: str) -> Any:
-        kernel = kernel_of(cupy, name, real)
+    def seen_kernel(cupy: Any, name: str, *types: str) -> Any:
+        kernel = kernel_of(cupy, name, *types)
 
         def launch(grid: Any, block: Any, args: Any, **others: Any) -> Any:
             moved = bytes_of(*args)

@@ -49,6 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         options.run(options)
     except KeyboardInterrupt:
         fail("interrupted", status=130)
+    except RuntimeError as error:
+        if not isinstance(error.__cause__, KeyboardInterrupt):
+            raise
+        fail("interrupted", status=130)  # while a class was made, as imports do
     except CommandError as error:
         fail(str(error), error.status)
     except ERRORS as error:

@@ -42,6 +42,11 @@ def load_model(path: str | os.PathLike[str]) -> tuple[nn.Module, dict[str, str]]
     if path.is_dir():
         path = path / "model.safetensors"
         if not path.exists():
+            if (path.parent / "config.json").exists():
+                raise CheckpointError(
+                    f"{path.parent}: this training has not ended: go on with nnfs train --resume "
+                    f"{path.parent}, or use its best.safetensors if there is one"
+                )
             raise CheckpointError(
                 f"{path.parent}: has no {path.name}: expected a run's folder, or a model file"
             )

@@ -83,7 +83,7 @@ def draw_curves(
                 axes.plot(*zip(*points), label=label, marker="." if len(points) < 30 else None)
         axes.set_xlabel("epoch")
         axes.set_ylabel(quantity)
-        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         axes.grid(alpha=0.3)
         if axes.lines:
             axes.legend()

@@ -100,6 +100,8 @@ class Recipe:
             raise ValueError("patience needs validation images to measure by: set validation, too")
         if self.decay and self.schedule != "inverse-time":
             raise ValueError(f"decay is of the schedule inverse-time, not of {self.schedule}")
+        if self.warmup != Recipe.warmup and self.schedule != "one-cycle":
+            raise ValueError(f"warmup is of the schedule one-cycle, not of {self.schedule}")
         if self.teacher and self.label_smoothing:
             raise ValueError("a teacher's targets are smooth: set label_smoothing to 0")
         if self.mixup and not self.teacher:

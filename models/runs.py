@@ -154,6 +154,8 @@ class Run:
             self.lock.acquire(timeout=0)
         except Timeout:
             raise TrainingError(f"{self.folder}: another process is training this run") from None
+        except OSError as error:
+            raise TrainingError(f"{self.folder}: cannot be written: {error.strerror}") from None
 
     @property
     def finished(self) -> bool:

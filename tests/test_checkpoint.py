@@ -87,7 +87,7 @@ save({str(tmp_path / "b")!r}, dict.fromkeys("abc", np.ones(2)), {{k: k for k in 
         ({"a": np.zeros(1, "f4,f4")}, {}, "'a' is .*, expected"),
         ({"a": np.array(["text"])}, {}, "'a' is <U4, expected"),
         ({"a": np.zeros(1, "M8[s]")}, {}, r"'a' is datetime64\[s\], expected"),
-        ({"a": [1.0]}, {}, "'a' is list, expected a numpy array"),
+        ({"a": [1.0]}, {}, "'a' is a list, expected a numpy array"),
         ({"a": Tensor([1.0])}, {}, "'a' is .*, expected a numpy array"),
         ({"__metadata__": np.zeros(1)}, {}, "'__metadata__' is the format's own"),
         ({1: np.zeros(1)}, {}, "names and metadata are strings, found 1"),
@@ -588,6 +588,13 @@ def test_load_model_of_an_unknown_network(tmp_path):
     path.unlink()
     with pytest.raises(CheckpointError, match=r"has no model.safetensors: expected a run's folder"):
         load_model(tmp_path)
+    (tmp_path / "config.json").touch()
+    with pytest.raises(CheckpointError, match="has not ended: go on with nnfs train --resume"):
+        load_model(tmp_path)
+    with pytest.raises(CheckpointError, match=r"such as network.state_dict\(\), found Sequential"):
+        save(path, network())
+    with pytest.raises(CheckpointError, match="is a Parameter, expected a numpy array"):
+        save(path, dict(network().named_parameters()))
 
 
 def test_load_model_of_doubles_says_so(tmp_path):

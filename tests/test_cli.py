@@ -107,6 +107,7 @@ def test_live_progress_on_a_terminal():
         (["train", "--lr", "-1"], 2, "'-1' is not a number >= 0"),
         (["train", "--patience", "3"], 2, "patience needs validation images"),
         (["train", "--decay", "3"], 2, "decay is of the schedule inverse-time, not of constant"),
+        (["train", "--warmup", "0.5"], 2, "warmup is of the schedule one-cycle, not of constant"),
         (["train", "--warmup", "0"], 2, "'0' is not a number > 0 and < 1"),
         (["train", "--shift", "28"], 2, "'28' is not an integer >= 0 and <= 27"),
         (["train", "--teacher", "me"], 2, "invalid choice: 'me'"),
@@ -137,10 +138,16 @@ def test_mistakes_are_one_line_on_standard_error(capsys, arguments, status, mess
         assert len(err.splitlines()) == 1
 
 
-def test_interrupt_exits_with_130(capsys, monkeypatch):
-    def interrupted(*_, **__):
-        raise KeyboardInterrupt
+def interrupt(*_, **__):
+    raise KeyboardInterrupt
 
+
+def interrupt_while_a_class_is_made(*_, **__):
+    raise RuntimeError("Error calling __set_name__") from KeyboardInterrupt()
+
+
+@pytest.mark.parametrize("interrupted", [interrupt, interrupt_while_a_class_is_made])
+def test_interrupt_exits_with_130(capsys, monkeypatch, interrupted):
     monkeypatch.setattr(cli.train, "run", interrupted)
     status, _, err = nnfs(capsys, "train")
     assert (status, err) == (130, "nnfs: interrupted\n")

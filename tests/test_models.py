@@ -92,3 +92,6 @@ def test_images_are_scaled():
     assert batch.shape == (1, 1, 2, 2)
     np.testing.assert_allclose(batch.ravel(), [0, 1, 0.2, 0.4], rtol=1e-6)
     assert batch.dtype == np.float32
+    for wrong in (batch, batch[0], [[[0]]], np.zeros((2, 2), np.uint8)):
+        with pytest.raises(ValueError, match=r"scale: expected images uint8 \(n, height, width\)"):
+            scale(wrong)

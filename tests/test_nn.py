@@ -83,6 +83,8 @@ def test_load_state_dict_refuses_and_changes_nothing(change, message):
         network.load_state_dict(state)
     for name, array in network.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
+    with pytest.raises(TypeError, match=r"expected arrays by name, found 'model.safetensors': a"):
+        network.load_state_dict("model.safetensors")
 
 
 def test_load_state_dict_changes_nothing_if_a_parameter_is_read_only():
@@ -342,6 +344,10 @@ def test_positional_options_are_in_pytorchs_order():
         (lambda: nn.Conv2d(1, 1, (3,)), r"kernel_size must be an integer >= 1, or two, found \(3,"),
         (lambda: nn.Conv2d(1, 1, 3, stride=0), "stride must be an integer >= 1"),
         (lambda: nn.Linear(0, 3), r"sizes >= 1, found shape \(3, 0\)"),
+        (lambda: nn.Linear(2.5, 3), r"integer sizes >= 1, found shape \(3, 2\.5\)"),
+        (lambda: nn.MaxPool2d(0), "kernel_size must be an integer >= 1"),
+        (lambda: nn.AvgPool2d(2, padding=2), "more than half of the kernel"),
+        (lambda: nn.Dropout("a"), r"probability to drop, in \[0, 1\], found a"),
     ],
 )
 def test_bad_sizes_are_named(make, message):

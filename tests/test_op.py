@@ -63,15 +63,29 @@ def test_duplicate_names_are_refused():
         op(exp)
 
 
-def test_an_op_may_be_defined_again_where_it_was():
+@pytest.mark.parametrize("method", ["sum", "data", "backward", "__add__"])
+def test_what_tensors_have_is_not_replaced(method):
+    def own(xp, x):
+        return x * 1, lambda dy: dy
+
+    before = getattr(Tensor, method)
+    with pytest.raises(ValueError, match=f"op own: a Tensor has '{method}' already: give the"):
+        op(method=method)(own)
+    assert getattr(Tensor, method) is before
+    assert "own" not in OPS
+
+
+def test_an_op_may_be_defined_again_where_it_was(monkeypatch):
     """As a notebook's cell does that is run twice."""
+    monkeypatch.setattr(Tensor, "scaled", None, raising=False)  # so that it goes afterwards
+    monkeypatch.delattr(Tensor, "scaled")
     for factor in (1, 2):
 
-        @op
+        @op(method="scaled")
         def scaled(xp, x, factor=factor):
             return x * factor, lambda dy: dy * factor, None
 
-    assert scaled(Tensor(1.0)).item() == 2
+    assert scaled(Tensor(1.0)).item() == Tensor(1.0).scaled().item() == 2
 
 
 @pytest.mark.parametrize("name", ["dropout", "max_pool2d", "reshape"])

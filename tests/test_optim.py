@@ -135,6 +135,7 @@ def test_zero_grad_and_gradients_not_mutated():
             r"momentum must be in \[0, 1\), found 5",
         ),
         (lambda: setattr(optim.SGD([P], lr=1), "lr", -1), ValueError, "lr must be >= 0, found -1"),
+        (lambda: optim.SGD([P], lr=optim.CosineDecay(0.1, 9)), TypeError, "lr is a number; with a"),
         (lambda: optim.OneCycle(0.1, 10, warmup=1.0), ValueError, r"warmup must be in \(0, 1\)"),
         (lambda: optim.StepDecay(0.1, every=0), ValueError, "StepDecay: every must be > 0"),
         (lambda: optim.CosineDecay(0.1, total=0), ValueError, "CosineDecay: total must be > 0"),

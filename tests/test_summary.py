@@ -59,7 +59,7 @@ def test_the_cnn_by_hand():
     assert found.rows[0].layer == "0: Conv2d(1, 32, kernel_size=3)"
     assert found.parameters == found.trainable == 1_736_714
     assert found.parameter_bytes == found.gradient_bytes == 4 * 1_736_714
-    assert found.input == (n, 1, 28, 28)
+    assert found.inputs == [(n, 1, 28, 28)]
     assert found.memory == found.kept + 2 * 4 * 1_736_714
 
 
@@ -177,6 +177,21 @@ def test_a_shape_that_the_network_refuses_leaves_it_as_it_was():
     assert not any(module._forward_hooks for module in network.modules())
 
 
+def test_several_inputs():
+    class Two(nn.Module):
+        def __init__(self):
+            self.table, self.layer = Parameter(np.ones((5, 3), np.float32)), nn.Linear(3, 2)
+
+        def forward(self, x, indices):
+            return self.layer(x + ops.embedding(indices, self.table))
+
+    found = summary(Two(), (3,), np.zeros(4, int), batch=4)
+    assert found.inputs == [(4, 3), (4,)]
+    assert "a batch of (4, 3) and (4,), in" in str(found)
+    assert str(found).splitlines()[1].split()[-3:] == ["kFLOPs", "kept,", "kB"]
+    assert found.flops == 2 * 4 * 3 * 2
+
+
 def test_the_table():
     lines = str(summary(MLP(), (1, 28, 28), batch=2)).splitlines()
     assert lines[0] == "MLP, a batch of (2, 1, 28, 28), in training"
@@ -189,7 +204,7 @@ def test_the_table():
         "128)",
         "100,480",
         "0.40",
-        "0.01",
+        "6.27",
     ]
     assert lines[12].split()[:3] == ["total", "109,386", "0.44"]
     assert lines[13].startswith("memory: ")

@@ -176,6 +176,10 @@ def _library() -> Any:
 def _serialize(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
     """The bytes of a file. Raises TypeError and ValueError for what cannot be in one."""
     library = _library()
+    if not isinstance(arrays, Mapping):
+        raise TypeError(
+            f"expected arrays by name, such as network.state_dict(), found {type(arrays).__name__}"
+        )
     for text in (*arrays, *metadata, *metadata.values()):
         if not isinstance(text, str):
             raise TypeError(f"names and metadata are strings, found {quoted(text)}")
@@ -183,7 +187,8 @@ def _serialize(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) ->
         raise ValueError("the name '__metadata__' is the format's own")
     for name, array in arrays.items():
         if not isinstance(array, np.ndarray) or array.dtype.name not in DTYPES:
-            found = getattr(array, "dtype", type(array).__name__)
+            is_array = isinstance(array, np.ndarray)
+            found = array.dtype if is_array else f"a {type(array).__name__}"
             raise TypeError(
                 f"{quoted(name)} is {found}, expected a numpy array of one of {', '.join(DTYPES)}"
             )

@@ -9,6 +9,7 @@ import numpy as np
 
 from tinygrad_nnfs import backend, ops
 from tinygrad_nnfs.ops.convolution import check_precision, pair
+from tinygrad_nnfs.ops.pooling import pooling_geometry
 from tinygrad_nnfs.replay import live
 from tinygrad_nnfs.tensor import Parameter, Stored, Tensor, recording
 
@@ -161,6 +162,11 @@ class Module:
         Shapes and dtypes must be those of this module. With `strict`, so must the names; without,
         names that only one side has are left alone. Nothing is changed if anything does not fit.
         """
+        if not isinstance(state, Mapping):
+            raise TypeError(
+                f"load_state_dict into {type(self).__name__}: expected arrays by name, found "
+                f"{state!r}: a file is read by checkpoint.load_weights(network, path)"
+            )
         mine = self._by_name()
         arrays = {
             name: value.numpy() if isinstance(value, Tensor) else np.asarray(value)
@@ -267,8 +273,8 @@ def he_normal(shape: tuple[int, ...]) -> Parameter:
 
     The inputs of one output are counted: fan_in = prod(shape[1:]).
     """
-    if min(shape) < 1:
-        raise ValueError(f"weights must have sizes >= 1, found shape {shape}")
+    if not all(hasattr(size, "__index__") and size >= 1 for size in shape):
+        raise ValueError(f"weights must have integer sizes >= 1, found shape {shape}")
     std = math.sqrt(2 / math.prod(shape[1:]))
     return Parameter(backend.random_normal(shape) * np.float32(std))
 
@@ -369,6 +375,7 @@ class _Pool2d(Module):
         stride: int | tuple[int, int] | None = None,
         padding: int | tuple[int, int] = 0,
     ) -> None:
+        pooling_geometry(kernel_size, stride, padding)  # a wrong one is refused here, not in use
         self.kernel_size, self.stride, self.padding = kernel_size, stride, padding
 
     def describe(self) -> str:
@@ -417,7 +424,7 @@ class Dropout(Module):
     """`ops.dropout` with a fresh mask at each call in training, nothing in evaluation."""
 
     def __init__(self, p: float = 0.5) -> None:
-        if not 0 <= p <= 1:
+        if not (hasattr(p, "__float__") and 0 <= p <= 1):
             raise ValueError(f"Dropout: p is the probability to drop, in [0, 1], found {p}")
         self.p = p
 

@@ -78,6 +78,11 @@ class Optimizer:
     def check(self, settings: dict[str, Any]) -> None:
         """Raise ValueError for a hyper-parameter out of its range; Python numbers for numpy's."""
         for name in settings.keys() & {"lr", "weight_decay", "eps", "momentum"}:
+            if callable(settings[name]):
+                raise TypeError(
+                    f"{self._name}: {name} is a number; with a schedule set optimizer.lr = "
+                    "schedule(epoch) before each epoch or step"
+                )
             settings[name] = float(settings[name])
             if not 0 <= settings[name] < math.inf:
                 raise ValueError(f"{self._name}: {name} must be >= 0, found {settings[name]:g}")

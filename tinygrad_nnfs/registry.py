@@ -323,6 +323,11 @@ def op(
             f"there is an op {name!r} in {OPS[name].reference.__module__} already: rename this one"
         )
 
+    if method in vars(Tensor) and _METHODS.get(method) != function.__module__:
+        raise ValueError(
+            f"op {name}: a Tensor has {method!r} already: give the method another name"
+        )
+
     def samples(sampler: Any) -> Any:
         lifted.sampler = sampler
         return sampler
@@ -484,6 +489,8 @@ def _reason(error: Exception) -> str:
     number = found.startswith(("'int' object", "'float' object", "'bool' object"))
     if number and found.partition(" object ")[2].startswith(("has no attribute", "is not subscr")):
         return f"it needs an array where a number is given ({found})"
+    if found.startswith("arrays used as indices must be of integer"):
+        return f"{found}: declare the op's input as x: Index, of tinygrad_nnfs.registry"
     return found
 
 
@@ -511,10 +518,12 @@ def _add_method(method: str, lifted: Any, signature: inspect.Signature, spread: 
         takes[-1] = takes[-1].replace(kind=inspect.Parameter.VAR_POSITIONAL, default=inspect._empty)
     shown.__signature__ = inspect.Signature(takes)
     setattr(Tensor, method, call if options else lifted)
+    _METHODS[method] = lifted.reference.__module__
     if method.startswith("__") and inputs == 2 and method not in _COMPARISONS:
         setattr(Tensor, f"__r{method[2:]}", lambda self, other: lifted(other, self))
 
 
+_METHODS: dict[str | None, str] = {}  # those of Tensor that are ops: where they were defined
 _COMPARISONS = ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__")
 
 

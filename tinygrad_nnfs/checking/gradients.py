@@ -227,7 +227,7 @@ class Comparison:
         if np.array_equal(expected, gradient):
             return None
         says = "finite differences give"
-        return worst_element(self.inputs[i], arrays[i], gradient, expected, says, 1e-5)
+        return worst_element(self.inputs[i], arrays[i], self.dy, gradient, expected, says, 1e-5)
 
     def _suspects(self, i: int, arrays: Arrays, gradient: Any) -> Iterator[tuple[int, ...]]:
         """The places of an input's elements; of many, those of the half that is further off."""
@@ -247,19 +247,23 @@ class Comparison:
 
 
 def worst_element(
-    name: str, x: Any, gradient: Any, expected: Any, says: str, tolerance: float
+    name: str, x: Any, dy: Any, gradient: Any, expected: Any, says: str, tolerance: float
 ) -> str:
     """Where the gradient by the input `name` is furthest off, and how far.
 
-    Elements differ that are further off than `tolerance`, relatively.
+    Elements differ that are further off than `tolerance`, relatively. `dy` is what the rules were
+    given: of a single result its derivative is shown, by which users can tell what went wrong.
     """
+    if dy.size == 1:
+        gradient, expected = gradient / dy.item(), expected / dy.item()
+    where = "" if dy.size == 1 else "; of the sum of all results, each times a random number"
     difference = abs(np.asarray(gradient - expected))
     at = furthest(difference)
     found, wanted = apart(np.asarray(gradient)[at], np.asarray(expected)[at])
     return (
         f"the gradient by {name}{bracketed(at)} is {found}, {says} {wanted} "
         f"(at {name}{bracketed(at)} = {float(x[at]):.6g}, "
-        f"{int((difference > tolerance * abs(expected)).sum())} of {x.size} elements differ)"
+        f"{int((difference > tolerance * abs(expected)).sum())} of {x.size} elements differ{where})"
     )
 
 

@@ -147,7 +147,7 @@ def check_complex_step(op: Op[...], case: Case) -> None:
         for place in np.ndindex(x.shape):
             elements[place] = derivative(unit(x.shape, place))
         name, says = _names(op, case)[i], "the complex step gives"
-        where = worst_element(name, x, gradient, elements, says, EXACT)
+        where = worst_element(name, x, dy, gradient, elements, says, EXACT)
         raise CheckError(f"{op.__name__}: {where}")
 
 

@@ -59,7 +59,14 @@ class Dataset:
 
 
 def scale(images: np.ndarray) -> np.ndarray:
-    """Images uint8 (n, 28, 28) -> what the networks take: float32 (n, 1, 28, 28) in [0, 1]."""
+    """Images uint8 (n, 28, 28) -> what the networks take: float32 (n, 1, 28, 28) in [0, 1].
+
+    Raises ValueError for anything else.
+    """
+    shape, dtype = getattr(images, "shape", ()), getattr(images, "dtype", None)
+    if len(shape) != 3 or dtype != np.uint8:
+        found = f"{dtype} {shape}" if dtype else f"a {type(images).__name__}"
+        raise ValueError(f"scale: expected images uint8 (n, height, width), found {found}")
     return images[:, None].astype(np.float32) / 255
 
 

@@ -18,6 +18,18 @@ CONVENTION = (
 )
 
 
+UNITS = {"k": 1e3, "M": 1e6}
+
+
+def _unit(total: int) -> str:
+    """In which a column with this sum is legible in two decimals."""
+    return "M" if total >= 1e5 else "k"
+
+
+def _in(unit: str, number: int) -> str:
+    return f"{number / UNITS[unit]:,.2f}"
+
+
 @dataclass
 class Row:
     """One call of a layer, or of an op outside any layer. Sizes in bytes."""
@@ -34,7 +46,7 @@ class Summary:
     """What `summary` finds. `str` and notebooks show it as a table. Sizes in bytes."""
 
     network: str
-    input: tuple[int, ...]  # the batch's shape
+    inputs: list[tuple[int, ...]]  # their shapes
     rows: list[Row] = field(default_factory=list)
     trainable: int = 0  # parameters that require a gradient
     parameter_bytes: int = 0
@@ -64,18 +76,25 @@ class Summary:
 
     def cells(self) -> list[tuple[str, ...]]:
         """The table: its header, a line for each row, and the total."""
-        header = ("layer", "output", "parameters", "MFLOPs", "kept, MB")
-        lines = [(row.layer, str(row.output), *_numbers(row)) for row in self.rows]
-        return [header, *lines, ("total", "", *_numbers(self))]
+        flops, kept = _unit(self.flops), _unit(self.kept)
+        header = ("layer", "output", "parameters", f"{flops}FLOPs", f"kept, {kept}B")
+
+        def numbers(row: Row | Summary) -> tuple[str, ...]:
+            return f"{row.parameters:,}", _in(flops, row.flops), _in(kept, row.kept)
+
+        lines = [(row.layer, str(row.output), *numbers(row)) for row in self.rows]
+        return [header, *lines, ("total", "", *numbers(self))]
 
     def notes(self) -> list[str]:
         """What stands above and below the table."""
-        frozen = self.parameters - self.trainable
+        frozen, unit = self.parameters - self.trainable, _unit(self.memory)
         return [
-            f"{self.network}, a batch of {self.input}, in training",
-            f"memory: {self.memory / 1e6:,.2f} MB = {self.kept / 1e6:,.2f} kept for backward + "
-            f"{self.parameter_bytes / 1e6:,.2f} parameters + {self.gradient_bytes / 1e6:,.2f} "
-            "gradients" + f"; {frozen:,} parameters are frozen" * (frozen > 0),
+            f"{self.network}, a batch of {' and '.join(map(str, self.inputs))}, in training",
+            f"memory: {_in(unit, self.memory)} {unit}B = {_in(unit, self.kept)} kept for backward "
+            f"+ {_in(unit, self.parameter_bytes)} parameters + "
+            f"{_in(unit, self.gradient_bytes)} gradients"
+            + f"; {frozen:,} parameters are frozen"
+            * (frozen > 0),
             CONVENTION,
         ]
 
@@ -96,31 +115,22 @@ class Summary:
     __repr__ = __str__
 
 
-def _numbers(row: Row | Summary) -> tuple[str, ...]:
-    return f"{row.parameters:,}", f"{row.flops / 1e6:,.2f}", f"{row.kept / 1e6:,.2f}"
-
-
-def summary(network: nn.Module, input_shape: tuple[int, ...], *, batch: int = 64) -> Summary:
+def summary(network: nn.Module, *inputs: Any, batch: int = 64) -> Summary:
     """Layers, output shapes, parameters, FLOPs and memory of a training step's forward.
 
-    `input_shape` is that of one sample: (1, 28, 28). The network sees a batch of zeros, of its
-    first parameter's dtype, in training mode; afterwards its buffers, mode and the random streams
+    `inputs` are what the network is called with: the shape of one sample, (1, 28, 28), stands for a
+    batch of zeros of the first parameter's dtype; a Tensor or an array, such as indices, is taken
+    as it is. The network is in training mode; afterwards its buffers, mode and the random streams
     are as they were. Layers are modules without modules inside. The memory is that of the kernels
     that ran: not of the optimiser's state, nor of what comes and goes within an op.
     """
     if not isinstance(network, nn.Module):
         raise TypeError(f"summary: expected a Module, found {type(network).__name__}")
-    sizes = (batch, *input_shape) if isinstance(input_shape, tuple | list) else (batch, None)
-    if not all(isinstance(n, int) and n >= 1 for n in sizes):
-        raise ValueError(
-            "summary: expected the shape of one sample, such as (1, 28, 28), and batch >= 1, found "
-            f"input_shape={input_shape!r}, batch={batch!r}"
-        )
+    like = next(network.parameters(), Tensor(np.zeros(1, np.float32)))
+    values = [_input(given, batch, like) for given in inputs]
     modes = [(module, module.training) for module in network.modules()]
     buffers = [(buffer, buffer.data.copy()) for buffer in network.buffers()]
     streams = backend.get_rng_state()
-    like = next(network.parameters(), Tensor(np.zeros(1, np.float32)))
-    images = Tensor(np.zeros(sizes, like.dtype)).to(like.device)
     walk = _Walk(network)
     removers = [
         module.register_forward_hook(walk.layer)
@@ -130,7 +140,7 @@ def summary(network: nn.Module, input_shape: tuple[int, ...], *, batch: int = 64
     recorded, recording.on = recording.on, True  # what is kept for backward is found on the tape
     try:
         with observed_by(walk):
-            network.train()(images)
+            network.train()(*values)
     finally:
         recording.on = recorded
         for remove in removers:
@@ -143,7 +153,7 @@ def summary(network: nn.Module, input_shape: tuple[int, ...], *, batch: int = 64
     parameters = list(network.parameters())
     found = Summary(
         type(network).__name__,
-        tuple(images.shape),
+        [value.shape for value in values],
         walk.rows(),
         trainable=sum(p.size for p in parameters if p.requires_grad),
         parameter_bytes=sum(p.data.nbytes for p in parameters),
@@ -153,6 +163,18 @@ def summary(network: nn.Module, input_shape: tuple[int, ...], *, batch: int = 64
     if unused:
         found.rows.append(Row("(parameters that no layer counts)", (), unused))
     return found
+
+
+def _input(given: Any, batch: int, like: Tensor) -> Any:
+    if isinstance(given, Tensor) or backend.is_array(given):
+        return given
+    sizes = (batch, *given) if isinstance(given, tuple | list) else (batch, None)
+    if not all(isinstance(n, int) and n >= 1 for n in sizes):
+        raise ValueError(
+            "summary: expected the shape of one sample, such as (1, 28, 28), and batch >= 1, or a "
+            f"Tensor or an array; found {given!r}, batch={batch!r}"
+        )
+    return Tensor(np.zeros(sizes, like.dtype)).to(like.device)
 
 
 @dataclass

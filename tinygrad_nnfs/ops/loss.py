@@ -66,6 +66,7 @@ def softmax_cross_entropy(
     check_labels(logits, labels, label_smoothing)
     n, k = logits.shape
     check_range(labels, k)
+    labels = labels.copy()  # a loader may fill the same array again before backward
     shifted = logits - logits.max(axis=1, keepdims=True)  # exp never overflows
     exponentials = xp.exp(shifted)
     total = exponentials.sum(axis=1, keepdims=True)

@@ -1,12 +1,13 @@
 """Pooling over windows of images (n, c, h, w)."""
 
 import itertools
+from typing import Any
 
 from tinygrad_nnfs.ops.convolution import crop, output_size, pad_image, pair, window_slices
 from tinygrad_nnfs.registry import Float, op
 
 
-def pooling_geometry(kernel_size, stride, padding):
+def pooling_geometry(kernel_size: Any, stride: Any, padding: Any) -> tuple[tuple[int, int], ...]:
     """Kernel, stride and padding as pairs, checked."""
     kernel, padding = pair("kernel_size", kernel_size, 1), pair("padding", padding, 0)
     stride = kernel if stride is None else pair("stride", stride, 1)
