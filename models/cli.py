@@ -73,8 +73,13 @@ def fail(message: str, status: int = 1) -> NoReturn:
     sys.exit(status)
 
 
-def parser() -> argparse.ArgumentParser:
-    top = argparse.ArgumentParser(
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        fail(f"{message} (see {self.prog} --help)", status=2)
+
+
+def parser() -> Parser:
+    top = Parser(
         prog="nnfs",
         description="Train, evaluate and use the networks of tinygrad_nnfs.",
         epilog="example: nnfs train cnn --data fashion-mnist --epochs 3",

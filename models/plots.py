@@ -51,8 +51,8 @@ def draw_mistakes(
     """
     shown = report.mistakes()[: ROWS * COLUMNS]
     rows = max(1, -(-len(shown) // COLUMNS))
-    figure = Figure(figsize=(1.6 * COLUMNS, 0.6 + 1.9 * rows), dpi=150, layout="constrained")
-    figure.suptitle(title)
+    figure = Figure(figsize=(1.6 * COLUMNS, 0.8 + 1.9 * rows), dpi=150, layout="constrained")
+    figure.suptitle(f"{title}\ntrue class → predicted class (its probability)")
     for place, index in enumerate(shown, start=1):
         true, predicted = report.labels[index], report.predictions[index]
         axes = figure.add_subplot(rows, COLUMNS, place)

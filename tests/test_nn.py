@@ -83,7 +83,7 @@ def test_load_state_dict_refuses_and_changes_nothing(change, message):
         network.load_state_dict(state)
     for name, array in network.state_dict().items():
         np.testing.assert_array_equal(array, before[name])
-    with pytest.raises(TypeError, match=r"expected arrays by name, found 'model.safetensors': a"):
+    with pytest.raises(TypeError, match="expected arrays by name, found a str; a file"):
         network.load_state_dict("model.safetensors")
 
 

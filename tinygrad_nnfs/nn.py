@@ -164,8 +164,8 @@ class Module:
         """
         if not isinstance(state, Mapping):
             raise TypeError(
-                f"load_state_dict into {type(self).__name__}: expected arrays by name, found "
-                f"{state!r}: a file is read by checkpoint.load_weights(network, path)"
+                f"load_state_dict into {type(self).__name__}: expected arrays by name, found a "
+                f"{type(state).__name__}; a file is read by checkpoint.load_weights(network, path)"
             )
         mine = self._by_name()
         arrays = {

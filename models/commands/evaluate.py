@@ -130,7 +130,8 @@ def _print(report: Report, what: str, pictures: list[Path]) -> None:
     for i in range(len(report.class_names)):
         confusion.add_column(str(i), justify="right")
     for i, shares in enumerate(report.normalized_confusion()):
-        confusion.add_row(f"{i} {report.class_names[i]}", *map(_share, shares))
+        name = report.class_names[i]
+        confusion.add_row(name if name == str(i) else f"{i} {name}", *map(_share, shares))
     console.print(confusion)
     for picture in pictures:
         console.print(f"written: {picture}")

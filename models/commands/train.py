@@ -104,6 +104,7 @@ def add_setting(group: Any, name: str, default: Any, meaning: str, **limits: Any
         how["action"] = argparse.BooleanOptionalAction
     elif isinstance(default, str):
         how |= limits
+        how["metavar"] = "|".join(choice for choice in limits["choices"] if choice)  # "": none
     elif isinstance(default, int):
         how |= {"type": whole(**limits), "metavar": "N"}
     else:

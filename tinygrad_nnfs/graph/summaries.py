@@ -16,8 +16,6 @@ CONVENTION = (
     "FLOPs: of the forward, by the ops' definitions, a multiplication and an addition counted as "
     "two; ops without products count as none."
 )
-
-
 UNITS = {"k": 1e3, "M": 1e6}
 
 
