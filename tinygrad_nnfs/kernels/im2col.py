@@ -11,7 +11,7 @@ import numpy as np
 from tinygrad_nnfs.kernels import memory, threads
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d
 
-SIZE = 2**18  # elements of the columns of a piece, in whole images
+SIZE = 2**19  # elements of the columns of a piece, in whole images: as in shared_columns
 
 
 def _applies(x, weight, bias=None, **_):
