@@ -143,6 +143,16 @@ class Comparison:
     def _roughness(self, along: Callable[[float], Any]) -> float:
         return float((abs(self.dy) * roughness(along)).sum())
 
+    def _contradicts(self, along: Callable[[float], Any], found: float) -> bool:
+        """Is `found` not the slope, whatever kinks, the end of a domain and a long step may do?"""
+        expected = self._slope(along)
+        difference = abs(found - expected)
+        if not math.isfinite(expected) or difference <= self._roughness(along):
+            return False
+        # what is left of it with half the step: all if the rule is wrong, else a sixteenth
+        with_half_the_step = 2 * self._slope(lambda t: along(t / 2))
+        return not abs(found - with_half_the_step) <= difference / 2
+
     def _along(self, arrays: Arrays, directions: Mapping[int, Any]) -> Callable[[float], Any]:
         def moved(t: float) -> Any:
             inputs = [
@@ -164,11 +174,11 @@ class Comparison:
                 with np.errstate(all="ignore"):
                     if np.isfinite(self.forward(nearby)).all():
                         arrays, gradient = nearby, self.gradients(nearby, self.dy)[i]
-            reach = 0.5**rejected  # perhaps there is a kink not far off
+            reach = 0.25**rejected  # perhaps there is a kink, or an end, not far off
             direction = np.asarray(self.random.uniform(-reach, reach, arrays[i].shape))
             along = self._along(arrays, {i: direction})
-            expected = self._slope(along)
-            difference = abs(float((gradient * direction).sum()) - expected)
+            found = float((gradient * direction).sum())
+            difference = abs(found - self._slope(along))
             size = float(np.linalg.norm(gradient) * np.linalg.norm(direction))
             error = difference / (size + self.noise / TOLERANCE) if difference else 0.0
             # on a kink that is symmetric, as that of abs is, any multiple of 0 looks right
@@ -176,13 +186,12 @@ class Comparison:
             if error <= TOLERANCE and says_something:
                 worst, checked = max(worst, error), checked + 1
                 continue
-            # where it has left the function's domain, for that of log, say, ends not far off, the
-            # differences say nothing: a shorter direction may
-            if math.isfinite(expected) and not difference <= self._roughness(along):
+            if self._contradicts(along, found):
                 if self.hidden_kinks and suspect is None and math.isfinite(difference):
-                    suspect, rejected, checked = (arrays, gradient), REJECTIONS // 2 + 1, 0
+                    suspect = arrays, gradient, reach
+                    rejected, checked = REJECTIONS // 2 + 1, 0
                     continue
-                for at in filter(None, (suspect, (arrays, gradient))):
+                for at in filter(None, (suspect, (arrays, gradient, reach))):
                     where = self._worst_element(i, *at)
                     if where:
                         raise CheckError(f"{self.name}: {where}")
@@ -204,32 +213,31 @@ class Comparison:
         size = sum(float(abs(gradient).sum()) for gradient in gradients.values())
         if abs(found - expected) <= TOLERANCE * size + self.noise:
             return
-        if not abs(found - expected) <= self._roughness(along):
+        if self._contradicts(along, found):
             raise CheckError(
                 f"{self.name}: the gradients by {' and '.join(self.inputs[i] for i in gradients)} "
                 f"add up to {found:.9g}, finite differences give {expected:.9g} where all "
                 "elements move alike: do equal elements share their gradient?"
             )
 
-    def _worst_element(self, i: int, arrays: Arrays, gradient: Any) -> str | None:
+    def _worst_element(self, i: int, arrays: Arrays, gradient: Any, reach: float) -> str | None:
         """What is wrong at the element that is furthest off; None if kinks may explain it all."""
         shape = arrays[i].shape
         expected = np.array(gradient)
-        for place in self._suspects(i, arrays, gradient):
-            along = self._along(arrays, {i: unit(shape, place)})
-            found = self._slope(along)
-            difference = abs(gradient[place] - found)
-            small = TOLERANCE * abs(found) + self.noise
-            if not math.isfinite(found):
-                continue
-            if not difference <= small and not difference <= self._roughness(along):
-                expected[place] = found
+        for place in self._suspects(i, arrays, gradient, reach):
+            along = self._along(arrays, {i: reach * unit(shape, place)})
+            found, measured = reach * gradient[place], self._slope(along)
+            small = TOLERANCE * abs(measured) + self.noise
+            if not abs(found - measured) <= small and self._contradicts(along, found):
+                expected[place] = measured / reach
         if np.array_equal(expected, gradient):
             return None
         says = "finite differences give"
         return worst_element(self.inputs[i], arrays[i], self.dy, gradient, expected, says, 1e-5)
 
-    def _suspects(self, i: int, arrays: Arrays, gradient: Any) -> Iterator[tuple[int, ...]]:
+    def _suspects(
+        self, i: int, arrays: Arrays, gradient: Any, reach: float
+    ) -> Iterator[tuple[int, ...]]:
         """The places of an input's elements; of many, those of the half that is further off."""
         shape = arrays[i].shape
         places = np.arange(arrays[i].size)
@@ -238,7 +246,7 @@ class Comparison:
             off = []
             for half in halves:
                 direction = np.zeros(arrays[i].size)
-                direction[half] = self.random.uniform(-1, 1, len(half))
+                direction[half] = self.random.uniform(-reach, reach, len(half))
                 direction = direction.reshape(shape)
                 found = float((gradient * direction).sum())
                 off.append(abs(found - self._slope(self._along(arrays, {i: direction}))))
