@@ -323,7 +323,8 @@ def op(
             f"there is an op {name!r} in {OPS[name].reference.__module__} already: rename this one"
         )
 
-    if method in vars(Tensor) and _METHODS.get(method) != function.__module__:
+    taken = vars(Tensor).get(method or "")  # by an op of this file: it is defined again
+    if taken is not None and getattr(taken, "__module__", None) != function.__module__:
         raise ValueError(
             f"op {name}: a Tensor has {method!r} already: give the method another name"
         )
@@ -518,12 +519,10 @@ def _add_method(method: str, lifted: Any, signature: inspect.Signature, spread: 
         takes[-1] = takes[-1].replace(kind=inspect.Parameter.VAR_POSITIONAL, default=inspect._empty)
     shown.__signature__ = inspect.Signature(takes)
     setattr(Tensor, method, call if options else lifted)
-    _METHODS[method] = lifted.reference.__module__
     if method.startswith("__") and inputs == 2 and method not in _COMPARISONS:
         setattr(Tensor, f"__r{method[2:]}", lambda self, other: lifted(other, self))
 
 
-_METHODS: dict[str | None, str] = {}  # those of Tensor that are ops: where they were defined
 _COMPARISONS = ("__lt__", "__le__", "__gt__", "__ge__", "__eq__", "__ne__")
 
 

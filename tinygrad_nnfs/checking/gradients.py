@@ -143,9 +143,8 @@ class Comparison:
     def _roughness(self, along: Callable[[float], Any]) -> float:
         return float((abs(self.dy) * roughness(along)).sum())
 
-    def _contradicts(self, along: Callable[[float], Any], found: float) -> bool:
-        """Is `found` not the slope, whatever kinks, the end of a domain and a long step may do?"""
-        expected = self._slope(along)
+    def _contradicts(self, along: Callable[[float], Any], found: float, expected: float) -> bool:
+        """Is `found` wrong, whatever kinks, ends and a long step did to `expected`, the slope?"""
         difference = abs(found - expected)
         if not math.isfinite(expected) or difference <= self._roughness(along):
             return False
@@ -178,7 +177,8 @@ class Comparison:
             direction = np.asarray(self.random.uniform(-reach, reach, arrays[i].shape))
             along = self._along(arrays, {i: direction})
             found = float((gradient * direction).sum())
-            difference = abs(found - self._slope(along))
+            expected = self._slope(along)
+            difference = abs(found - expected)
             size = float(np.linalg.norm(gradient) * np.linalg.norm(direction))
             error = difference / (size + self.noise / TOLERANCE) if difference else 0.0
             # on a kink that is symmetric, as that of abs is, any multiple of 0 looks right
@@ -186,7 +186,7 @@ class Comparison:
             if error <= TOLERANCE and says_something:
                 worst, checked = max(worst, error), checked + 1
                 continue
-            if self._contradicts(along, found):
+            if self._contradicts(along, found, expected):
                 if self.hidden_kinks and suspect is None and math.isfinite(difference):
                     suspect = arrays, gradient, reach
                     rejected, checked = REJECTIONS // 2 + 1, 0
@@ -213,7 +213,7 @@ class Comparison:
         size = sum(float(abs(gradient).sum()) for gradient in gradients.values())
         if abs(found - expected) <= TOLERANCE * size + self.noise:
             return
-        if self._contradicts(along, found):
+        if self._contradicts(along, found, expected):
             raise CheckError(
                 f"{self.name}: the gradients by {' and '.join(self.inputs[i] for i in gradients)} "
                 f"add up to {found:.9g}, finite differences give {expected:.9g} where all "
@@ -228,7 +228,8 @@ class Comparison:
             along = self._along(arrays, {i: reach * unit(shape, place)})
             found, measured = reach * gradient[place], self._slope(along)
             small = TOLERANCE * abs(measured) + self.noise
-            if not abs(found - measured) <= small and self._contradicts(along, found):
+            differs = not abs(found - measured) <= small
+            if differs and self._contradicts(along, found, measured):
                 expected[place] = measured / reach
         if np.array_equal(expected, gradient):
             return None
