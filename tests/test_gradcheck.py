@@ -748,3 +748,11 @@ def test_inputs_of_a_module_and_of_rest_are_named():
         gradcheck(Wrong(), [1.0], [2.0])
     with pytest.raises(CheckError, match=r"by rest\[0\]\[0\] is 0"):
         gradcheck(lambda a, *rest: a * rest[0].detach(), [1.0], [2.0])
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_inputs_are_moved_in_their_own_memory_order(seed):
+    """A variant for channels last would be asked about another order, where its mask is another."""
+    random = np.random.default_rng(seed)
+    images = random.standard_normal((1, 2, 3, 2)).transpose(0, 3, 1, 2)
+    CHECKS["gradient"](ops.dropout, Case((images,), {"p": 0.25, "key": (seed, 0)}))

@@ -54,7 +54,9 @@ def test_samples_reach_an_empty_batch(name):
     assert any(0 in case.inputs[0].shape for case in draws(name))
 
 
-NEED_NUMBA = {"conv2d_direct", "conv2d_winograd", "softmax_cross_entropy_compiled"}
+NEED_NUMBA = {
+    *("conv2d_direct", "conv2d_winograd", "linear_of_few_rows", "softmax_cross_entropy_compiled"),
+}
 
 
 def test_samples_meet_the_condition_of_every_variant():

@@ -6,7 +6,8 @@ image, the weight (taps, o), outputs (n, oh, ow, o). LANES outputs are computed 
 
 import numpy as np
 
-from tinygrad_nnfs.kernels.compiled_lanes import fill, load, load_one, store, total
+from tinygrad_nnfs.kernels.compiled_lanes import load, load_one, store
+from tinygrad_nnfs.kernels.compiled_products import add_rows, multiply
 from tinygrad_nnfs.kernels.compiler import kernel
 from tinygrad_nnfs.kernels.loops import LANES
 
@@ -38,44 +39,43 @@ def forward(x, taps, stride, weight, bias, y):
 
 @kernel
 def gradients_of_weight_and_bias(x, taps, stride, dy, dweight, dbias):
+    """What these images give to both: a product of an image's columns, (oh ow, taps), with dy."""
     n, oh, ow, o = dy.shape
-    dweight = dweight.reshape(-1)
     down, right = stride[0], stride[1] * x.shape[3]
+    columns = np.empty(oh * ow * taps.size, np.float32)
+    dweight = dweight.reshape(-1)
     dweight[:] = 0
     dbias[:] = 0
-    zero = fill(np.float32(0))
     for image in range(n):
+        outputs = dy[image].reshape(-1)
+        add_rows(outputs, dbias)
+        at = 0
         for i in range(oh):
-            pixels, outputs = x[image, down * i :].reshape(-1), dy[image, i].reshape(-1)
-            for j in range(0, ow, 4):
-                a, b, c, d = j, min(j + 1, ow - 1), min(j + 2, ow - 1), min(j + 3, ow - 1)
-                for lane in range(0, o, LANES):
-                    ya = load(outputs, a * o + lane)
-                    yb = load(outputs, b * o + lane) if b > a else zero
-                    yc = load(outputs, c * o + lane) if c > b else zero
-                    yd = load(outputs, d * o + lane) if d > c else zero
-                    store(load(dbias, lane) + ((ya + yb) + (yc + yd)), dbias, lane)
-                    for t in range(taps.size):
-                        xa, xb = a * right + taps[t], b * right + taps[t]
-                        xc, xd = c * right + taps[t], d * right + taps[t]
-                        left = load_one(pixels, xa) * ya + load_one(pixels, xb) * yb
-                        others = load_one(pixels, xc) * yc + load_one(pixels, xd) * yd
-                        to = t * o + lane
-                        store(load(dweight, to) + (left + others), dweight, to)
+            pixels = x[image, down * i :].reshape(-1)
+            for j in range(ow):
+                for t in range(taps.size):
+                    columns[at + t] = pixels[j * right + taps[t]]
+                at += taps.size
+        shape, steps = (taps.size, oh * ow, o), (1, taps.size)
+        multiply(shape, columns, steps, outputs, (LANES, o), dweight, o, dweight, o)
 
 
 @kernel
 def gradient_of_images(dy, taps, stride, weight, dx):
+    """By the transposed weight (o, taps), filled up with zeros to a multiple of LANES taps."""
     n, oh, ow, o = dy.shape
-    weight = weight.reshape(-1)
+    filled = weight.shape[1]
     down, right = stride[0], stride[1] * dx.shape[3]
+    weight, nothing = weight.reshape(-1), np.zeros(filled, np.float32)
+    columns = np.empty(oh * ow * filled, np.float32)
     dx[:] = 0
     for image in range(n):
+        shape, outputs = (oh * ow, o, filled), dy[image].reshape(-1)
+        multiply(shape, outputs, (o, 1), weight, (LANES, filled), nothing, 0, columns, filled)
+        at = 0
         for i in range(oh):
-            pixels, outputs = dx[image, down * i :].reshape(-1), dy[image, i].reshape(-1)
+            pixels = dx[image, down * i :].reshape(-1)
             for j in range(ow):
                 for t in range(taps.size):
-                    value = fill(np.float32(0))
-                    for lane in range(0, o, LANES):
-                        value = value + load(outputs, j * o + lane) * load(weight, t * o + lane)
-                    pixels[j * right + taps[t]] += total(value)
+                    pixels[j * right + taps[t]] += columns[at + t]
+                at += filled

@@ -32,12 +32,12 @@ class _LanesModel(models.PrimitiveModel):
         super().__init__(dmm, fe_type, VECTOR)
 
 
-def _address(context, builder, array_type, array, offset):
+def address_of(context, builder, array_type, array, offset):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.bitcast(builder.gep(data, [offset]), VECTOR.as_pointer())
 
 
-def _spread(builder, number):
+def spread(builder, number):
     one = builder.insert_element(ir.Constant(VECTOR, ir.Undefined), number, _INT(0))
     return builder.shuffle_vector(one, one, ir.Constant(ir.VectorType(_INT, LANES), None))
 
@@ -47,7 +47,7 @@ def load(typingctx, array, offset):
     """The lanes at array[offset], ... of a flat float32 array."""
 
     def build(context, builder, signature, args):
-        return builder.load(_address(context, builder, signature.args[0], *args), align=4)
+        return builder.load(address_of(context, builder, signature.args[0], *args), align=4)
 
     return lanes(array, types.intp), build
 
@@ -59,7 +59,7 @@ def load_one(typingctx, array, offset):
     def build(context, builder, signature, args):
         array, offset = args
         data = context.make_array(signature.args[0])(context, builder, array).data
-        return _spread(builder, builder.load(builder.gep(data, [offset])))
+        return spread(builder, builder.load(builder.gep(data, [offset])))
 
     return lanes(array, types.intp), build
 
@@ -70,7 +70,7 @@ def store(typingctx, value, array, offset):
 
     def build(context, builder, signature, args):
         value, array, offset = args
-        address = _address(context, builder, signature.args[1], array, offset)
+        address = address_of(context, builder, signature.args[1], array, offset)
         builder.store(value, address, align=4)
         return context.get_dummy_value()
 
@@ -86,7 +86,7 @@ def load_row(typingctx, array, offset, step, count):
         array, offset, step, _ = args
         values = []
         for _ in range(len(row)):
-            address = _address(context, builder, signature.args[0], array, offset)
+            address = address_of(context, builder, signature.args[0], array, offset)
             values.append(builder.load(address, align=4))
             offset = builder.add(offset, step)
         return context.make_tuple(builder, row, values)
@@ -101,7 +101,7 @@ def store_row(typingctx, values, array, offset, step):
     def build(context, builder, signature, args):
         values, array, offset, step = args
         for value in cgutils.unpack_tuple(builder, values):
-            address = _address(context, builder, signature.args[1], array, offset)
+            address = address_of(context, builder, signature.args[1], array, offset)
             builder.store(value, address, align=4)
             offset = builder.add(offset, step)
         return context.get_dummy_value()
@@ -114,7 +114,7 @@ def fill(typingctx, number):
     """One float32 in all lanes."""
 
     def build(context, builder, signature, args):
-        return _spread(builder, *args)
+        return spread(builder, *args)
 
     return lanes(types.float32), build
 

@@ -1,16 +1,19 @@
 """Winograd convolution F(m x m, 3x3) of a few images, compiled by numba.
 
 A tile of m x m outputs is computed from a x a inputs, a = m + 2, and tiles stand m pixels apart;
-beyond the image are zeros. Images are (n, h, w, c), tiles (a a, n th tw, c). A transform (see
-compiled_transforms) is done along the columns of a tile and then along its rows, for LANES channels
-at a time. Every function is compiled for each m: `kernels` has it as a number known beforehand.
+beyond the image are zeros. Images are (n, h, w, c). Tiles are (a a, n th tw c + LANES), the last
+LANES of each row unused: elements of one tile would lie a multiple of a cache's size apart. A
+transform (see compiled_transforms) is done along the columns of a tile and then along its rows, for
+LANES channels at a time. Every function is compiled for each m: `kernels` has it as a number known
+beforehand.
 """
 
 import functools
 
 import numpy as np
 
-from tinygrad_nnfs.kernels.compiled_lanes import fill, load, load_one, load_row, store, store_row
+from tinygrad_nnfs.kernels.compiled_lanes import fill, load, load_row, store, store_row
+from tinygrad_nnfs.kernels.compiled_products import add_rows, multiply
 from tinygrad_nnfs.kernels.compiled_transforms import transform, transform_transposed
 from tinygrad_nnfs.kernels.compiler import inline, kernel
 from tinygrad_nnfs.kernels.loops import LANES
@@ -40,13 +43,14 @@ def _read_edge(x, shape, image, i, j, size, b, patch):
 
 @inline
 def _to_tiles(name, images, shape, padding, tiles, grid, size, m, a):
-    """T x T^T of the windows x of size x size pixels, m apart: images -> tiles, as flat arrays.
+    """T x T^T of the windows x of size x size pixels, m apart: images, as a flat array -> tiles.
 
     `name` says which matrix T is, `grid` how many tiles an image has, down and across.
     """
     n, _, width, channels = shape
     (ph, pw), (th, tw) = padding, grid
-    plane = n * th * tw * channels  # from one of the a a to the next
+    plane = tiles.shape[1]  # from one of the a a to the next
+    tiles = tiles.reshape(-1)
     half = np.empty(a * size * LANES, np.float32)  # a rows of `size`
     patch = np.empty(size * size * LANES, np.float32)
     for tile in range(n * th * tw):
@@ -71,7 +75,8 @@ def _to_images(name, images, shape, padding, tiles, grid, size, m, a):
     """The transpose of _to_tiles. Where windows overlap, their shares of a pixel are added up."""
     n, height, width, channels = shape
     (ph, pw), (th, tw) = padding, grid
-    plane = n * th * tw * channels
+    plane = tiles.shape[1]
+    tiles = tiles.reshape(-1)
     half = np.empty(a * size * LANES, np.float32)  # `size` rows of a
     patch = np.empty(size * size * LANES, np.float32)
     overlap = size > m
@@ -131,44 +136,6 @@ def _transform_kernels_adjoint(u, g, m, a):
             store_row(values, g, 3 * k * plane + at, plane)
 
 
-@kernel
-def _multiply(a, a_steps, b, b_steps, out):
-    """out = a b: (n, k) by (k, o), a and b as flat arrays with the steps between their elements.
-
-    a_steps: from row to row, from column to column; b_steps: from a panel of LANES columns to the
-    next, from row to row. BLAS rearranges both first, which takes long for matrices as small as
-    these. Six rows of LANES sums are what the registers of a processor with AVX2 hold.
-    """
-    n, o = out.shape
-    out = out.reshape(-1)
-    row, column = a_steps
-    panel, down = b_steps
-    k = a.size // n
-    for j in range(o // LANES):
-        for i in range(0, n, 6):
-            # the last row stands in for missing ones
-            i1, i2, i3 = min(i + 1, n - 1), min(i + 2, n - 1), min(i + 3, n - 1)
-            i4, i5 = min(i + 4, n - 1), min(i + 5, n - 1)
-            a0, a1, a2, a3, a4, a5 = i * row, i1 * row, i2 * row, i3 * row, i4 * row, i5 * row
-            y0 = y1 = y2 = y3 = y4 = y5 = fill(np.float32(0))
-            at = j * panel
-            for to in range(0, k * column, column):
-                w = load(b, at)
-                y0 = y0 + load_one(a, a0 + to) * w
-                y1 = y1 + load_one(a, a1 + to) * w
-                y2 = y2 + load_one(a, a2 + to) * w
-                y3 = y3 + load_one(a, a3 + to) * w
-                y4 = y4 + load_one(a, a4 + to) * w
-                y5 = y5 + load_one(a, a5 + to) * w
-                at += down
-            store(y0, out, i * o + j * LANES)
-            store(y1, out, i1 * o + j * LANES)
-            store(y2, out, i2 * o + j * LANES)
-            store(y3, out, i3 * o + j * LANES)
-            store(y4, out, i4 * o + j * LANES)
-            store(y5, out, i5 * o + j * LANES)
-
-
 @functools.cache
 def kernels(m):
     """The three for tiles of m x m outputs."""
@@ -182,31 +149,33 @@ def kernels(m):
 
     @kernel
     def forward(x, padding, u, bias, v, products, y):
-        """y of a few images, by way of their tiles v (a a, n th tw, c) and the products."""
-        grid = (y.shape[1] + m - 1) // m, (y.shape[2] + m - 1) // m
-        _to_tiles("B^T", x.reshape(-1), x.shape, padding, v.reshape(-1), grid, a, m, a)
-        c, panel = v.shape[2], v.shape[2] * LANES
+        """y of a few images, by way of their tiles v and the products."""
+        (n, oh, ow, o), c = y.shape, x.shape[3]
+        grid = (oh + m - 1) // m, (ow + m - 1) // m
+        tiles = n * grid[0] * grid[1]
+        _to_tiles("B^T", x.reshape(-1), x.shape, padding, v, grid, a, m, a)
+        shape, panels, nothing = (tiles, c, o), (c * LANES, LANES), np.zeros(o, np.float32)
         for p in range(a * a):
-            _multiply(v[p].reshape(-1), (c, 1), u[p], (panel, LANES), products[p])
-        for row in products[every]:
-            row += bias
-        _to_images("A", y.reshape(-1), y.shape, (0, 0), products.reshape(-1), grid, m, m, a)
+            start = bias if p == every else nothing
+            multiply(shape, v[p], (c, 1), u[p], panels, start, 0, products[p], o)
+        _to_images("A", y.reshape(-1), y.shape, (0, 0), products, grid, m, m, a)
 
     @kernel
     def backward(x, padding, u, dy, v, products, du, dx, dweight, dbias):
         """The gradient by a few images, and what these give to those by weight and bias."""
-        grid = (dy.shape[1] + m - 1) // m, (dy.shape[2] + m - 1) // m
-        _to_tiles("A", dy.reshape(-1), dy.shape, (0, 0), products.reshape(-1), grid, m, m, a)
+        (n, oh, ow, o), c = dy.shape, x.shape[3]
+        grid = (oh + m - 1) // m, (ow + m - 1) // m
+        tiles = n * grid[0] * grid[1]
+        _to_tiles("A", dy.reshape(-1), dy.shape, (0, 0), products, grid, m, m, a)
         dbias[:] = 0
-        for row in products[every]:
-            dbias += row
-        _to_tiles("B^T", x.reshape(-1), x.shape, padding, v.reshape(-1), grid, a, m, a)
-        c, o = v.shape[2], products.shape[2]
+        add_rows(products[every][: tiles * o], dbias)
+        _to_tiles("B^T", x.reshape(-1), x.shape, padding, v, grid, a, m, a)
+        nothing = np.zeros(c, np.float32)
         for p in range(a * a):
-            dm = products[p].reshape(-1)
-            _multiply(dm, (1, o), v[p].reshape(-1), (LANES, c), du[p])
-            _multiply(dm, (o, 1), u[p], (o * LANES, LANES), v[p])
+            dm, panels = products[p], (o * LANES, LANES)
+            multiply((o, tiles, c), dm, (1, o), v[p], (LANES, c), nothing, 0, du[p], c)
+            multiply((tiles, o, c), dm, (o, 1), u[p], panels, nothing, 0, v[p], c)
         _transform_kernels_adjoint(du, dweight, m, a)
-        _to_images("B^T", dx.reshape(-1), dx.shape, padding, v.reshape(-1), grid, a, m, a)
+        _to_images("B^T", dx.reshape(-1), dx.shape, padding, v, grid, a, m, a)
 
     return transform_kernels, forward, backward

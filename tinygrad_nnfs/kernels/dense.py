@@ -77,6 +77,74 @@ def linear_in_pieces(xp, x, weight, bias=None):
     return y.reshape(*shape[:-1], out), dx, dweight, None if bias is None else dbias
 
 
+DEPTH = 1024  # inputs of a piece, at most
+ROWS = 128  # with more, the time in which BLAS rearranges the weight counts for less
+
+
+def _has_few_rows(x, weight, bias=None):
+    return (
+        isinstance(x, ndarray)
+        and isinstance(weight, ndarray)
+        and x.dtype == weight.dtype == np.float32
+        and x.ndim > 0
+        and weight.ndim == 2
+        and 0 < math.prod(x.shape[:-1]) <= ROWS
+        and len(weight) % loops.LANES == 0
+        and weight.flags.f_contiguous
+        and weight.size > 0
+        and loops.numba_is_installed()
+    )
+
+
+@linear.on(np, when=_has_few_rows)
+def linear_of_few_rows(xp, x, weight, bias=None):
+    from tinygrad_nnfs.kernels import compiled_dense as compiled  # numba: only when used
+
+    check_linear(x, weight, bias)
+    out, into = weight.shape
+    leading, n = x.shape[:-1], math.prod(x.shape[:-1])
+    shape = n, into, out
+    x, rows = np.ascontiguousarray(x).reshape(-1), weight.ravel("F")
+    pieces = [slice(0, into)]
+    if threads.is_large(n * weight.size // 64):
+        pieces = threads.pieces(into, DEPTH)
+
+    def in_pieces(work):
+        """work(i, first, last) for every piece i of the inputs."""
+        if len(pieces) > 1:
+            threads.run(lambda i: work(i, pieces[i].start, pieces[i].stop), range(len(pieces)))
+        else:
+            work(0, 0, into)
+
+    parts = memory.empty((len(pieces), n * out), np.float32)
+    shifts = np.zeros((len(pieces), out), np.float32)
+    if bias is not None:
+        shifts[0] = bias
+    in_pieces(lambda i, *piece: compiled.forward(shape, x, rows, shifts[i], parts[i], *piece))
+    y = parts[0] if len(pieces) == 1 else parts.sum(axis=0)
+
+    def dx(dy):
+        filled = -(-n // loops.LANES) * loops.LANES
+        columns = np.zeros((out, filled), np.float32)
+        columns[:, :n] = dy.reshape(n, out).T
+        columns, shape = columns.reshape(-1), (filled, into, out)
+        gradient = memory.empty((n, into), np.float32)
+        in_pieces(lambda _, *piece: compiled.gradient_of_x(shape, rows, columns, gradient, *piece))
+        return gradient.reshape(*leading, into)
+
+    def dweight(dy):
+        dy = np.ascontiguousarray(dy).reshape(-1)
+        gradient = memory.empty((out, into), np.float32, "F")
+        flat = gradient.ravel("F")
+        in_pieces(lambda _, *piece: compiled.gradient_of_weight(shape, x, dy, flat, *piece))
+        return gradient
+
+    def dbias(dy):
+        return dy.reshape(n, out).sum(axis=0)
+
+    return y.reshape(*leading, out), dx, dweight, None if bias is None else dbias
+
+
 def _is_one_row(x, weight, bias=None):
     return (
         isinstance(x, ndarray)

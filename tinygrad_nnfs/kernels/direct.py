@@ -57,10 +57,12 @@ def conv2d_direct(
 
     def dx(dy):
         dy = channels_last(dy)
+        filled = np.zeros((o, -(-len(taps) // loops.LANES) * loops.LANES), np.float32)
+        filled[:, : len(taps)] = kernels.T
         gradient = memory.empty((n, h + 2 * ph, w + 2 * pw, c), np.float32)
 
         def backward(piece):
-            compiled.gradient_of_images(dy[piece], taps, stride, kernels, gradient[piece])
+            compiled.gradient_of_images(dy[piece], taps, stride, filled, gradient[piece])
 
         threads.run(backward, pieces)
         return channels_first(gradient[:, ph : ph + h, pw : pw + w])

@@ -59,8 +59,7 @@ def conv2d_winograd(
     oh, ow = geometry.output_size
     m, tiles = tile_size(oh, ow)
     points = (m + 2) ** 2
-    number = -(-n // max(1, TILES // tiles))
-    pieces = threads.pieces(n, -(-n // number))  # of one size: several threads finish together
+    pieces = threads.pieces(n, max(1, TILES // tiles))
     transform_kernels, forward_of, backward_of = compiled.kernels(m)
 
     u = memory.empty((points, o * c), np.float32)
@@ -70,8 +69,8 @@ def conv2d_winograd(
     y = memory.empty((n, oh, ow, o), np.float32)
 
     def tiles_of(piece, name, channels):
-        size = piece.stop - piece.start
-        return threads.scratch(name, (points, size * tiles, channels), np.float32)
+        size = (piece.stop - piece.start) * tiles * channels
+        return threads.scratch(name, (points, size + loops.LANES), np.float32)
 
     def forward(piece):
         v, products = tiles_of(piece, "v", c), tiles_of(piece, "products", o)
@@ -92,7 +91,7 @@ def conv2d_winograd(
         def backward(i):
             piece = pieces[i]
             v, products = tiles_of(piece, "v", c), tiles_of(piece, "products", o)
-            du = threads.scratch("du", (points, o, c), np.float32)
+            du = threads.scratch("du", (points, o * c), np.float32)
             backward_of(
                 *(images[piece], padding, u, dy[piece], v, products, du),
                 *(dimages[piece], dweights[i], dbiases[i]),

@@ -6,6 +6,8 @@ only one factor has are summed over.
 
 import math
 
+import numpy as np
+
 from tinygrad_nnfs import backend
 from tinygrad_nnfs.registry import Float, Index, Number, op, unbroadcast
 
@@ -108,6 +110,9 @@ def _(draw):
     yield draw.case(draw.normal(i), weight, draw.normal(o))
     large = draw.normal(draw.integer(9, 12), 16)  # such as kernels cut into pieces
     yield draw.case(draw.normal(8, 16), large, draw.normal(len(large)))
+    by_input = np.asfortranarray(draw.normal(16 * draw.integer(1, 3), draw.integer(1, 20)))
+    x = draw.normal(draw.integer(1, 20), by_input.shape[1])
+    yield draw.case(x, by_input, draw.normal(len(by_input)))
 
 
 @op
