@@ -1,8 +1,8 @@
 """Matrix products with few rows, compiled by numba.
 
-BLAS rearranges both matrices before it multiplies, which takes long where a number is used for a few
-dozen rows only. Here they are read where they lie, those of the first matrix one by one, those of
-the second LANES at a time. A block of ROWS times PANELS LANES sums stays in registers meanwhile.
+BLAS rearranges both matrices before it multiplies, which takes long where a number is used for a
+few dozen rows only. Here they are read where they lie, those of the first matrix one by one, those
+of the second LANES at a time, and a block of ROWS times PANELS LANES sums stays in registers.
 """
 
 import llvmlite.binding
