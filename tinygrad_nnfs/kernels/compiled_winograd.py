@@ -1,11 +1,11 @@
 """Winograd convolution F(m x m, 3x3) of a few images, compiled by numba.
 
 A tile of m x m outputs is computed from a x a inputs, a = m + 2, and tiles stand m pixels apart;
-beyond the image are zeros. Images are (n, h, w, c). Tiles are (a a, n th tw c + LANES), the last
-LANES of each row unused: elements of one tile would lie a multiple of a cache's size apart. A
-transform (see compiled_transforms) is done along the columns of a tile and then along its rows, for
-LANES channels at a time. Every function is compiled for each m: `kernels` has it as a number known
-beforehand.
+beyond the image are zeros. Images are (n, h, w, c), tiles (a a, n th tw c + LANES), and kernels in
+the same way: the last LANES of a row are unused, without them the elements of a tile would all fall
+into the same few lines of a cache. A transform (see compiled_transforms) is done along the columns
+of a tile and then along its rows, for LANES channels at a time. Every function is compiled for each
+m: `kernels` has it as a number known beforehand.
 """
 
 import functools
@@ -108,13 +108,13 @@ def _to_images(name, images, shape, padding, tiles, grid, size, m, a):
 
 @inline
 def _transform_kernels(g, u, m, a):
-    """U = G g G^T: (9, size) -> (a a, size), size a multiple of LANES."""
-    plane = g.shape[1]
+    """U = G g G^T: (9, size) -> (a a, size + LANES), size a multiple of LANES."""
+    size, plane = g.shape[1], u.shape[1]
     g, u = g.reshape(-1), u.reshape(-1)
     half = np.empty(3 * a * LANES, np.float32)  # G g: a rows of 3
-    for at in range(0, plane, LANES):
+    for at in range(0, size, LANES):
         for k in range(3):
-            values = transform("G", m, load_row(g, k * plane + at, 3 * plane, 3))
+            values = transform("G", m, load_row(g, k * size + at, 3 * size, 3))
             store_row(values, half, k * LANES, 3 * LANES)
         for k in range(a):
             values = transform("G", m, load_row(half, 3 * k * LANES, LANES, 3))
@@ -123,17 +123,17 @@ def _transform_kernels(g, u, m, a):
 
 @inline
 def _transform_kernels_adjoint(u, g, m, a):
-    """The transpose of _transform_kernels: (a a, size) -> (9, size)."""
+    """The transpose of _transform_kernels: (a a, size + LANES) -> (9, size)."""
+    size, plane = g.shape[1], u.shape[1]
     g, u = g.reshape(-1), u.reshape(-1)
-    plane = g.size // 9
     half = np.empty(3 * a * LANES, np.float32)  # G^T u: 3 rows of a
-    for at in range(0, plane, LANES):
+    for at in range(0, size, LANES):
         for k in range(a):
             values = transform_transposed("G", m, load_row(u, k * plane + at, a * plane, a))
             store_row(values, half, k * LANES, a * LANES)
         for k in range(3):
             values = transform_transposed("G", m, load_row(half, a * k * LANES, LANES, a))
-            store_row(values, g, 3 * k * plane + at, plane)
+            store_row(values, g, 3 * k * size + at, size)
 
 
 @functools.cache
@@ -144,7 +144,7 @@ def kernels(m):
 
     @kernel
     def transform_kernels(g, u):
-        """U = G g G^T: (9, size) -> (a a, size)."""
+        """U = G g G^T: (9, size) -> (a a, size + LANES)."""
         _transform_kernels(g, u, m, a)
 
     @kernel

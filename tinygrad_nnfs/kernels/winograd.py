@@ -62,7 +62,7 @@ def conv2d_winograd(
     pieces = threads.pieces(n, max(1, TILES // tiles))
     transform_kernels, forward_of, backward_of = compiled.kernels(m)
 
-    u = memory.empty((points, o * c), np.float32)
+    u = memory.empty((points, o * c + loops.LANES), np.float32)
     transform_kernels(_taps(weight), u)
     images = channels_last(x)
     shift = np.zeros(o, np.float32) if bias is None else np.ascontiguousarray(bias)
@@ -85,13 +85,13 @@ def conv2d_winograd(
         dimages = memory.empty(images.shape, np.float32)
         dweights = memory.empty((len(pieces), 9, o * c), np.float32)
         dbiases = np.empty((len(pieces), o), np.float32)
-        u = memory.empty((points, o * c), np.float32)
+        u = memory.empty((points, o * c + loops.LANES), np.float32)
         transform_kernels(_taps(weight.swapaxes(0, 1)), u)
 
         def backward(i):
             piece = pieces[i]
             v, products = tiles_of(piece, "v", c), tiles_of(piece, "products", o)
-            du = threads.scratch("du", (points, o * c), np.float32)
+            du = threads.scratch("du", (points, o * c + loops.LANES), np.float32)
             backward_of(
                 *(images[piece], padding, u, dy[piece], v, products, du),
                 *(dimages[piece], dweights[i], dbiases[i]),
