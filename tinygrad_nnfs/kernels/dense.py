@@ -102,41 +102,46 @@ def linear_of_few_rows(xp, x, weight, bias=None):
 
     check_linear(x, weight, bias)
     out, into = weight.shape
-    leading, n = x.shape[:-1], math.prod(x.shape[:-1])
+    leading = x.shape[:-1]
+    n = math.prod(leading)
     shape = n, into, out
-    x, rows = np.ascontiguousarray(x).reshape(-1), weight.ravel("F")
-    pieces = [slice(0, into)]
-    if threads.is_large(n * weight.size // 64):
-        pieces = threads.pieces(into, DEPTH)
+    x, rows = np.ascontiguousarray(x).ravel(), weight.ravel("F")
+    shift = np.zeros(out, np.float32) if bias is None else np.ascontiguousarray(bias)
+    pieces = threads.pieces(into, DEPTH) if threads.is_large(n * weight.size // 64) else None
 
-    def in_pieces(work):
-        """work(i, first, last) for every piece i of the inputs."""
-        if len(pieces) > 1:
-            threads.run(lambda i: work(i, pieces[i].start, pieces[i].stop), range(len(pieces)))
+    def in_pieces(work, *arrays):
+        """work(shape, *arrays, first, last) for all inputs."""
+        if pieces:
+            threads.run(lambda part: work(shape, *arrays, part.start, part.stop), pieces)
         else:
-            work(0, 0, into)
+            work(shape, *arrays, 0, into)
 
-    parts = memory.empty((len(pieces), n * out), np.float32)
-    shifts = np.zeros((len(pieces), out), np.float32)
-    if bias is not None:
-        shifts[0] = bias
-    in_pieces(lambda i, *piece: compiled.forward(shape, x, rows, shifts[i], parts[i], *piece))
-    y = parts[0] if len(pieces) == 1 else parts.sum(axis=0)
+    if pieces:
+        parts = memory.empty((len(pieces), n * out), np.float32)
+        shifts = np.zeros((len(pieces), out), np.float32)
+        shifts[0] = shift
+
+        def forward(i):
+            part = pieces[i]
+            compiled.forward(shape, x, rows, shifts[i], parts[i], part.start, part.stop)
+
+        threads.run(forward, range(len(pieces)))
+        y = parts.sum(axis=0)
+    else:
+        y = memory.empty((n * out,), np.float32)
+        compiled.forward(shape, x, rows, shift, y, 0, into)
 
     def dx(dy):
-        filled = -(-n // loops.LANES) * loops.LANES
-        columns = np.zeros((out, filled), np.float32)
+        columns = np.zeros((out, -(-n // loops.LANES) * loops.LANES), np.float32)
         columns[:, :n] = dy.reshape(n, out).T
-        columns, shape = columns.reshape(-1), (filled, into, out)
         gradient = memory.empty((n, into), np.float32)
-        in_pieces(lambda _, *piece: compiled.gradient_of_x(shape, rows, columns, gradient, *piece))
+        in_pieces(compiled.gradient_of_x, rows, columns, gradient)
         return gradient.reshape(*leading, into)
 
     def dweight(dy):
-        dy = np.ascontiguousarray(dy).reshape(-1)
         gradient = memory.empty((out, into), np.float32, "F")
-        flat = gradient.ravel("F")
-        in_pieces(lambda _, *piece: compiled.gradient_of_weight(shape, x, dy, flat, *piece))
+        flat = np.ascontiguousarray(dy).ravel()
+        in_pieces(compiled.gradient_of_weight, x, flat, gradient.ravel("F"))
         return gradient
 
     def dbias(dy):
