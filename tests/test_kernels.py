@@ -289,6 +289,31 @@ def test_forked_child_has_none_of_the_locks_of_other_threads():
     assert subprocess.run([sys.executable, "-c", code], timeout=60).returncode == 0
 
 
+@needs_numba
+@pytest.mark.parametrize("rows, panels", [(6, 1), (8, 2)])
+def test_products_by_the_blocks_of_other_processors(rows, panels):
+    from tinygrad_nnfs.kernels.compiled_products import multiply_by
+
+    multiply = multiply_by(rows, panels)
+    random = np.random.default_rng(0)
+
+    def draw(*shape):
+        return random.standard_normal(shape).astype(np.float32)
+
+    for n, k, o in [(1, 1, 16), (5, 3, 48), (6, 2, 32), (8, 9, 16), (9, 4, 64), (17, 5, 80)]:
+        a, b, start = draw(n, k), draw(k, o), draw(n, o)
+        in_panels = b.reshape(k, -1, 16).swapaxes(0, 1).ravel()
+        for flat_a, a_steps in ((a.ravel(), (k, 1)), (a.T.ravel(), (1, n))):
+            for flat_b, b_steps in ((b.ravel(), (16, o)), (in_panels, (16 * k, 16))):
+                out = start.flatten()
+                multiply((n, k, o), flat_a, a_steps, flat_b, b_steps, out, o, out, o)
+                np.testing.assert_allclose(out.reshape(n, o), start + a @ b, rtol=1e-4, atol=1e-5)
+                multiply((n, k, o), flat_a, a_steps, flat_b, b_steps, start[0], 0, out, o)
+                np.testing.assert_allclose(
+                    out.reshape(n, o), start[0] + a @ b, rtol=1e-4, atol=1e-5
+                )
+
+
 # -- memory ----------------------------------------------------------------------------------------
 
 LARGE = (memory.SMALLEST // 4,)  # of float32
