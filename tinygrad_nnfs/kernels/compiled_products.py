@@ -75,7 +75,7 @@ def _store_block(typingctx, block, array, rows, at, panels):
 
 @intrinsic(prefer_literal=True)
 def _add_products(typingctx, block, a, rows, column, b, at, step, panels):
-    """The block, with a[i, column] times the lanes at b[at + j step] added to its row i, panel j."""
+    """The block, and a[i, column] times the lanes at b[at + j step] added to row i, panel j."""
     width = panels.literal_value
 
     def build(context, builder, signature, args):
