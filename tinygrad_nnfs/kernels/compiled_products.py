@@ -87,13 +87,12 @@ def _add_products(typingctx, block, a, rows, column, b, at, step, panels):
             factors.append(builder.load(address, align=4))
             at = builder.add(at, step)
         data = context.make_array(signature.args[1])(context, builder, a).data
-        sums = []
-        for place in _places_of_rows(builder, rows, column, len(values) // width):
+        for i, place in enumerate(_places_of_rows(builder, rows, column, len(values) // width)):
             number = spread(builder, builder.load(builder.gep(data, [place])))
-            for factor in factors:
+            for j, factor in enumerate(factors, i * width):
                 product = builder.fmul(number, factor, flags=("contract",))
-                sums.append(builder.fadd(values[len(sums)], product, flags=("contract",)))
-        return context.make_tuple(builder, signature.return_type, sums)
+                values[j] = builder.fadd(values[j], product, flags=("contract",))
+        return context.make_tuple(builder, signature.return_type, values)
 
     integer = types.intp
     return block(block, a, rows, integer, b, integer, integer, panels), build
