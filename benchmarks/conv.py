@@ -121,8 +121,8 @@ def in_numpy(function: Callable[..., Any], channels_last: bool, arrays: Arrays) 
 
     def peak_memory() -> float:
         # scratch memory that calls share would not be seen: each call is to allocate its own
-        threads._memory = threading.local()
-        memory._arrays.clear()
+        threads._scratch = threading.local()
+        memory._blocks.clear()
         tracemalloc.start()
         try:
             y, *rules = function(np, x, weight, bias)

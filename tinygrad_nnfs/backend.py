@@ -183,6 +183,15 @@ def report_later(message: str, wrong: Array) -> None:
     flag |= wrong
 
 
+class Block(np.ndarray):
+    """The memory of one array, of which it is the base, and of nothing else: kernels/memory.py."""
+
+
+def owns_memory(array: Any) -> bool:
+    """Is an array no view of another's memory?"""
+    return array.base is None or type(array.base) is Block
+
+
 def after_fork(reset: Callable[[], None]) -> None:
     """Call `reset` in every forked child, which has none of the other threads."""
     if hasattr(os, "register_at_fork"):

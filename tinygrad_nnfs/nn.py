@@ -8,6 +8,7 @@ from typing import Any, Self
 import numpy as np
 
 from tinygrad_nnfs import backend, ops
+from tinygrad_nnfs.kernels import memory
 from tinygrad_nnfs.ops.convolution import check_precision, pair
 from tinygrad_nnfs.ops.pooling import pooling_geometry
 from tinygrad_nnfs.replay import live
@@ -303,8 +304,10 @@ class Linear(Module):
     """x weight^T + bias: (..., inputs) -> (..., outputs). Parameters: weight (outputs, inputs)."""
 
     def __init__(self, inputs: int, outputs: int, bias: bool = True) -> None:
-        # input by input in memory: BLAS then makes x weight^T a third faster
-        self.weight = Parameter(np.asfortranarray(he_normal((outputs, inputs)).data))
+        # input by input in memory, from a cache line's begin on: x weight^T takes a third less time
+        weight = he_normal((outputs, inputs)).data
+        self.weight = Parameter(memory.aligned(weight.shape, weight.dtype, "F"))
+        self.weight.data[...] = weight
         self.bias = Parameter(_zeros(outputs)) if bias else None
 
     def forward(self, x: Any) -> Tensor:

@@ -174,7 +174,7 @@ def captured_memory(roots: Sequence[Any]) -> list[Array]:
 
 def memory_of(array: Array) -> Array:
     """The array that owns the memory of a view; of any other the array itself."""
-    while backend.is_array(array.base):
+    while not backend.owns_memory(array) and backend.is_array(array.base):
         array = array.base
     return array
 

@@ -336,7 +336,7 @@ class Tensor:
                     )
                     raise
                 try:
-                    base = dx.base
+                    is_view = not backend.owns_memory(dx)
                     # `is` first: a comparison of dtypes takes as long as the rest of the line
                     fits = dx.shape == parent.shape and (
                         dx.dtype is parent.dtype or dx.dtype == parent.dtype
@@ -356,7 +356,7 @@ class Tensor:
                     grads[parent] = dx
                     heappush(ready, (parent.order, parent))
                 else:  # a leaf keeps its gradient: that must not be a view of another's memory
-                    grads[parent] = dx.copy() if dx is dy or base is not None else dx
+                    grads[parent] = dx.copy() if dx is dy or is_view else dx
             if not retain_graph:
                 node.rules = rule = None  # what they saved dies here
         retained |= grads  # only leaves are left there

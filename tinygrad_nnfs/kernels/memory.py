@@ -1,9 +1,9 @@
 """Memory for large results, used again as soon as nobody looks at it any more.
 
 Fresh memory costs a page fault every 4 KiB, as much time as filling it, and the system's allocator
-gives large blocks back to the operating system at every chance. So arrays of large results are
-remembered here and handed out again when nobody else has them: their reference counts tell, for
-whoever holds an array, or a view of it, is counted.
+gives large blocks back to the operating system at every chance. So the blocks of large results are
+remembered here and get the next result when nobody else has them: their reference counts tell, for
+an array holds its block, and a view of it the array.
 """
 
 import math
@@ -15,17 +15,18 @@ import numpy as np
 from tinygrad_nnfs import backend
 
 SMALLEST = 2**17  # bytes: below this, the system's allocator keeps what is freed
-KEPT = 2**29  # bytes remembered at most, the arrays in use included
+KEPT = 2**29  # bytes remembered at most, the blocks in use included
+ALIGNMENT = 64  # bytes of a cache line: products with a matrix that begins with one take less time
 
 _lock = backend.lock()
-_arrays: dict[Any, list[np.ndarray]] = {}  # by shape, dtype and order
+_blocks: dict[int, list[backend.Block]] = {}  # by size
 
 
-def _references(arrays: list[np.ndarray], i: int) -> int:
-    return sys.getrefcount(arrays[i])
+def _references(blocks: list[backend.Block], i: int) -> int:
+    return sys.getrefcount(blocks[i])
 
 
-_UNUSED = _references([np.empty(0)], 0)  # of an array that only its list has
+_UNUSED = _references([backend.Block(0)], 0)  # of a block that only its list has
 
 
 def empty(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
@@ -33,34 +34,44 @@ def empty(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") ->
     size = math.prod(shape) * np.dtype(dtype).itemsize
     if size < SMALLEST:
         return np.empty(shape, dtype, order)
-    key = (shape, np.dtype(dtype), order)
     with _lock:
-        arrays = _arrays.setdefault(key, [])
-        for i in range(len(arrays)):
-            if _references(arrays, i) == _UNUSED and _is_as_made(arrays[i], *key):
-                return arrays[i]
-        if _remembered() + size > KEPT:
-            _forget_unused()
-        array = np.empty(shape, dtype, order)
-        if _remembered() + size <= KEPT:
-            arrays.append(array)
-        return array
+        return _array_in(_unused(size + ALIGNMENT), shape, dtype, order)
 
 
-def _is_as_made(array: np.ndarray, shape: tuple[int, ...], dtype: Any, order: str) -> bool:
-    """Whoever had the array may have set its shape, dtype or flags."""
-    in_order = array.flags.c_contiguous if order == "C" else array.flags.f_contiguous
-    return in_order and array.flags.writeable and (array.shape, array.dtype) == (shape, dtype)
+def aligned(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
+    """An array with any content, for a long life, which begins with a cache line."""
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    return _array_in(backend.Block(size + ALIGNMENT, np.uint8), shape, dtype, order)
+
+
+def _array_in(
+    block: backend.Block, shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"]
+) -> np.ndarray:
+    return np.ndarray(shape, dtype, block, -block.ctypes.data % ALIGNMENT, order=order)
+
+
+def _unused(size: int) -> backend.Block:
+    """A block of `size` bytes, remembered if there is room for it."""
+    blocks = _blocks.setdefault(size, [])
+    for i in range(len(blocks)):
+        if _references(blocks, i) == _UNUSED:
+            return blocks[i]
+    if _remembered() + size > KEPT:
+        _forget_unused()
+    block = backend.Block(size, np.uint8)
+    if _remembered() + size <= KEPT:
+        blocks.append(block)
+    return block
 
 
 def _remembered() -> int:
-    return sum(array.nbytes for arrays in _arrays.values() for array in arrays)
+    return sum(block.nbytes for blocks in _blocks.values() for block in blocks)
 
 
 def _forget_unused() -> None:
-    for arrays in _arrays.values():
-        used = [i for i in range(len(arrays)) if _references(arrays, i) > _UNUSED]
-        arrays[:] = [arrays[i] for i in used]
+    for blocks in _blocks.values():
+        used = [i for i in range(len(blocks)) if _references(blocks, i) > _UNUSED]
+        blocks[:] = [blocks[i] for i in used]
 
 
 def empty_like(x: Any, dtype: Any = None) -> np.ndarray:
