@@ -106,7 +106,7 @@ def linear_of_few_rows(xp, x, weight, bias=None):
     n = math.prod(leading)
     shape = n, into, out
     x, rows = np.ascontiguousarray(x).ravel(), weight.ravel("F")
-    shift = np.zeros(out, np.float32) if bias is None else np.ascontiguousarray(bias)
+    shift = np.zeros(out, np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
     pieces = threads.pieces(into, DEPTH) if threads.is_large(n * weight.size // 64) else None
 
     def in_pieces(work, *arrays):
