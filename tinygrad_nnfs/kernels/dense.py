@@ -107,7 +107,7 @@ def linear_of_few_rows(xp, x, weight, bias=None):
     shape = n, into, out
     x, rows = np.ascontiguousarray(x).ravel(), weight.ravel("F")
     shift = np.zeros(out, np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
-    pieces = threads.pieces(into, DEPTH) if threads.is_large(n * weight.size // 64) else None
+    pieces = threads.equal_pieces(into, DEPTH) if threads.is_large(n * weight.size // 64) else None
 
     def in_pieces(work, *arrays):
         """work(shape, *arrays, first, last) for all inputs."""

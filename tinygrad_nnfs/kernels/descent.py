@@ -52,5 +52,5 @@ def take(updates: list[Any]) -> list[Any]:
 
 
 def _in_pieces(step: Any, arrays: Any, settings: Any) -> None:
-    pieces = threads.pieces(arrays[0].size, SIZE, loops.LANES)
+    pieces = threads.pieces(arrays[0].size, SIZE)
     threads.run(lambda piece: step(*[a[piece] for a in arrays], *settings), pieces)

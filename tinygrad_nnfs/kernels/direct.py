@@ -11,7 +11,7 @@ from tinygrad_nnfs.ops.convolution import Geometry, check_precision, conv2d
 from tinygrad_nnfs.registry import once
 
 TAPS = 32  # at most: kh kw c
-SIZE = 2**17  # elements of the outputs of a piece, in whole images
+SIZE = 2**18  # elements of the outputs of a piece, in whole images
 
 
 def _applies(x, weight, bias=None, *, groups=1, **_):

@@ -36,7 +36,7 @@ def _run(kernel, inputs, outputs, *settings):
     arrays = inputs if in_rows else [_in_order_of(like, array) for array in inputs]
     flat = [array.ravel("C" if in_rows else "K") for array in (*arrays, *outputs)]
     if is_large:
-        pieces = threads.pieces(like.size, SIZE, loops.LANES)
+        pieces = threads.pieces(like.size, SIZE)
         threads.run(lambda piece: kernel(*[a[piece] for a in flat], *settings), pieces)
     else:
         kernel(*flat, *settings)
@@ -86,7 +86,7 @@ def dropout_in_pieces(xp, x, *, p, key):
     settings = (seed ^ 2**63) - 2**63, (call ^ 2**63) - 2**63, least, scale
     drop = loops.best().dropout
     if threads.is_large(x.size):
-        pieces = threads.pieces(x.size, SIZE, loops.LANES)
+        pieces = threads.pieces(x.size, SIZE)
         threads.run(lambda piece: drop(*flat, *settings, piece.start, piece.stop), pieces)
     else:
         drop(*flat, *settings, 0, x.size)

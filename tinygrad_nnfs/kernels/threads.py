@@ -90,14 +90,16 @@ def is_large(size: int) -> bool:
     return size >= LARGE >> _shift
 
 
-def pieces(length: int, size: int, multiple: int = 1) -> list[slice]:
-    """0..length in slices of at most `size`, which begin at multiples of `multiple`.
+def pieces(length: int, size: int) -> list[slice]:
+    """0..length in slices of `size`, the last one perhaps shorter."""
+    size = max(1, size >> _shift)
+    return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
-    All are of one size, but for the last, which may be shorter: several threads finish together.
-    """
-    units, most = -(-length // multiple), max(1, (size >> _shift) // multiple)
-    step = multiple * -(-units // max(1, -(-units // most)))
-    return [slice(first, min(first + step, length)) for first in range(0, length, max(1, step))]
+
+def equal_pieces(length: int, size: int) -> list[slice]:
+    """0..length in slices of one size, which is at most `size`: where they are few and large."""
+    number = -(-length // size)
+    return pieces(length, -(-length // number)) if number else []
 
 
 @contextlib.contextmanager

@@ -59,7 +59,7 @@ def conv2d_winograd(
     oh, ow = geometry.output_size
     m, tiles = tile_size(oh, ow)
     points = (m + 2) ** 2
-    pieces = threads.pieces(n, max(1, TILES // tiles))
+    pieces = threads.equal_pieces(n, max(1, TILES // tiles))
     transform_kernels, forward_of, backward_of = compiled.kernels(m)
 
     u = memory.empty((points, o * c + loops.LANES), np.float32)
