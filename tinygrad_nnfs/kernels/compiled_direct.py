@@ -11,6 +11,7 @@ from tinygrad_nnfs.kernels.compiled_products import add_rows, multiply
 from tinygrad_nnfs.kernels.compiler import kernel
 from tinygrad_nnfs.kernels.loops import LANES
 
+SIZE = 2**13  # numbers of columns that are in a cache at a time
 
 @kernel
 def forward(x, taps, stride, weight, bias, y):
@@ -39,25 +40,28 @@ def forward(x, taps, stride, weight, bias, y):
 
 @kernel
 def gradients_of_weight_and_bias(x, taps, stride, dy, dweight, dbias):
-    """What these images give to both: a product of an image's columns, (oh ow, taps), with dy."""
+    """What these images give to both: products of columns, (outputs of some rows, taps), with dy."""
     n, oh, ow, o = dy.shape
     down, right = stride[0], stride[1] * x.shape[3]
-    columns = np.empty(oh * ow * taps.size, np.float32)
+    rows = max(1, SIZE // (ow * taps.size))
+    columns = np.empty(min(rows, oh) * ow * taps.size, np.float32)
     dweight = dweight.reshape(-1)
     dweight[:] = 0
     dbias[:] = 0
     for image in range(n):
-        outputs = dy[image].reshape(-1)
-        add_rows(outputs, dbias)
-        at = 0
-        for i in range(oh):
-            pixels = x[image, down * i :].reshape(-1)
-            for j in range(ow):
-                for t in range(taps.size):
-                    columns[at + t] = pixels[j * right + taps[t]]
-                at += taps.size
-        shape, steps = (taps.size, oh * ow, o), (1, taps.size)
-        multiply(shape, columns, steps, outputs, (LANES, o), dweight, o, dweight, o)
+        for begin in range(0, oh, rows):
+            end = min(begin + rows, oh)
+            at = 0
+            for i in range(begin, end):
+                pixels = x[image, down * i :].reshape(-1)
+                for j in range(ow):
+                    for t in range(taps.size):
+                        columns[at + t] = pixels[j * right + taps[t]]
+                    at += taps.size
+            outputs = dy[image, begin:end].reshape(-1)
+            add_rows(outputs, dbias)
+            shape, steps = (taps.size, (end - begin) * ow, o), (1, taps.size)
+            multiply(shape, columns, steps, outputs, (LANES, o), dweight, o, dweight, o)
 
 
 @kernel
@@ -66,16 +70,19 @@ def gradient_of_images(dy, taps, stride, weight, dx):
     n, oh, ow, o = dy.shape
     filled = weight.shape[1]
     down, right = stride[0], stride[1] * dx.shape[3]
+    rows = max(1, SIZE // (ow * filled))
+    columns = np.empty(min(rows, oh) * ow * filled, np.float32)
     weight, nothing = weight.reshape(-1), np.zeros(filled, np.float32)
-    columns = np.empty(oh * ow * filled, np.float32)
     dx[:] = 0
     for image in range(n):
-        shape, outputs = (oh * ow, o, filled), dy[image].reshape(-1)
-        multiply(shape, outputs, (o, 1), weight, (LANES, filled), nothing, 0, columns, filled)
-        at = 0
-        for i in range(oh):
-            pixels = dx[image, down * i :].reshape(-1)
-            for j in range(ow):
-                for t in range(taps.size):
-                    pixels[j * right + taps[t]] += columns[at + t]
-                at += filled
+        for begin in range(0, oh, rows):
+            end = min(begin + rows, oh)
+            shape, outputs = ((end - begin) * ow, o, filled), dy[image, begin:end].reshape(-1)
+            multiply(shape, outputs, (o, 1), weight, (LANES, filled), nothing, 0, columns, filled)
+            at = 0
+            for i in range(begin, end):
+                pixels = dx[image, down * i :].reshape(-1)
+                for j in range(ow):
+                    for t in range(taps.size):
+                        pixels[j * right + taps[t]] += columns[at + t]
+                    at += filled
