@@ -13,6 +13,7 @@ from tinygrad_nnfs.kernels.loops import LANES
 
 SIZE = 2**13  # numbers of columns that are in a cache at a time
 
+
 @kernel
 def forward(x, taps, stride, weight, bias, y):
     n, oh, ow, o = y.shape
@@ -40,7 +41,7 @@ def forward(x, taps, stride, weight, bias, y):
 
 @kernel
 def gradients_of_weight_and_bias(x, taps, stride, dy, dweight, dbias):
-    """What these images give to both: products of columns, (outputs of some rows, taps), with dy."""
+    """What these images give to both: products of columns (outputs, taps) of some rows with dy."""
     n, oh, ow, o = dy.shape
     down, right = stride[0], stride[1] * x.shape[3]
     rows = max(1, SIZE // (ow * taps.size))
