@@ -55,7 +55,10 @@ def test_samples_reach_an_empty_batch(name):
 
 
 NEED_NUMBA = {
-    *("conv2d_direct", "conv2d_winograd", "linear_of_few_rows", "softmax_cross_entropy_compiled"),
+    "conv2d_direct",
+    "conv2d_winograd",
+    "linear_of_few_rows",
+    "softmax_cross_entropy_compiled",
 }
 
 

@@ -97,7 +97,7 @@ def _input_names(fn: Callable[..., Any], count: int) -> list[str]:
     return names if len(names) == count else [f"input {i}" for i in range(count)]
 
 
-def _sum(x: Any, step: Any) -> Any:
+def _moved(x: Any, step: Any) -> Any:
     """x + step in x's own memory order, of which an op's variant may make use."""
     return np.add(x, step, out=np.empty_like(x))
 
@@ -160,7 +160,7 @@ class Comparison:
     def _along(self, arrays: Arrays, directions: Mapping[int, Any]) -> Callable[[float], Any]:
         def moved(t: float) -> Any:
             inputs = [
-                _sum(x, t * directions[i]) if i in directions else x for i, x in enumerate(arrays)
+                _moved(x, t * directions[i]) if i in directions else x for i, x in enumerate(arrays)
             ]
             with np.errstate(all="ignore"):  # it may leave the function's domain
                 return self.forward(inputs)
@@ -207,7 +207,7 @@ class Comparison:
     def _nearby(self, x: Any) -> Any:
         """x moved a little, on this side of 0."""
         step = self.random.uniform(-0.05, 0.05, x.shape)
-        return _sum(x, step * np.where(x == 0, 1, abs(x)))
+        return _moved(x, step * np.where(x == 0, 1, abs(x)))
 
     def _all_together(self, arrays: Arrays, gradients: Mapping[int, Any]) -> None:
         """Equal elements stay equal if all of them move alike: there, a tie is no kink."""

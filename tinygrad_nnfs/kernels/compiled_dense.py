@@ -28,10 +28,9 @@ def forward(shape, x, weight, bias, y, first, last):
 
 
 @kernel
-def gradient_of_x(shape, weight, dy, dx, first, last):
-    """dx (n, i) = (weight dy)^T, of dy (o, n), the rows filled up to whole LANES."""
-    _, _, out = shape
-    n, dy = dy.shape[1], dy.reshape(-1)
+def gradient_of_x(weight, dy, dx, first, last):
+    """dx (n, i) = (weight dy)^T, of dy (o, n), n filled up to a multiple of LANES there."""
+    (out, n), dy = dy.shape, dy.reshape(-1)
     block, nothing = np.empty((INPUTS, n), np.float32), np.zeros(n, np.float32)
     for i in range(first, last, INPUTS):
         size = min(INPUTS, last - i)

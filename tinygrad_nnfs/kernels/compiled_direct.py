@@ -1,7 +1,8 @@
 """Convolution of a few images by its definition, compiled by numba.
 
 Padded images are (n, h, w, c), `taps` the places of a window's elements behind its first in such an
-image, the weight (taps, o), outputs (n, oh, ow, o). LANES outputs are computed at a time.
+image, the weight (taps, o), outputs (n, oh, ow, o). LANES outputs are computed at a time; gradients
+are products with the columns, (outputs, taps), of some rows of outputs.
 """
 
 import numpy as np
@@ -41,7 +42,7 @@ def forward(x, taps, stride, weight, bias, y):
 
 @kernel
 def gradients_of_weight_and_bias(x, taps, stride, dy, dweight, dbias):
-    """What these images give to both: products of columns (outputs, taps) of some rows with dy."""
+    """What these images give to both."""
     n, oh, ow, o = dy.shape
     down, right = stride[0], stride[1] * x.shape[3]
     rows = max(1, SIZE // (ow * taps.size))

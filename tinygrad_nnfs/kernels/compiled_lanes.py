@@ -119,23 +119,6 @@ def fill(typingctx, number):
     return lanes(types.float32), build
 
 
-@intrinsic
-def total(typingctx, value):
-    """The sum of the lanes."""
-
-    def build(context, builder, signature, args):
-        half = LANES // 2
-        (value,) = args
-        while half:  # each time the upper half is added to the lower
-            order = [half + i if i < half else i for i in range(LANES)]
-            moved = ir.Constant(ir.VectorType(_INT, LANES), order)
-            value = builder.fadd(value, builder.shuffle_vector(value, value, moved))
-            half //= 2
-        return builder.extract_element(value, _INT(0))
-
-    return types.float32(lanes), build
-
-
 def _arithmetic(operation, instruction):
     @intrinsic
     def compute(typingctx, a, b):

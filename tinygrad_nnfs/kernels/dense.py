@@ -110,11 +110,11 @@ def linear_of_few_rows(xp, x, weight, bias=None):
     pieces = threads.equal_pieces(into, DEPTH) if threads.is_large(n * weight.size // 64) else None
 
     def in_pieces(work, *arrays):
-        """work(shape, *arrays, first, last) for all inputs."""
+        """work(*arrays, first, last) for all inputs."""
         if pieces:
-            threads.run(lambda part: work(shape, *arrays, part.start, part.stop), pieces)
+            threads.run(lambda part: work(*arrays, part.start, part.stop), pieces)
         else:
-            work(shape, *arrays, 0, into)
+            work(*arrays, 0, into)
 
     if pieces:
         parts = memory.empty((len(pieces), n * out), np.float32)
@@ -132,8 +132,7 @@ def linear_of_few_rows(xp, x, weight, bias=None):
         compiled.forward(shape, x, rows, shift, y, 0, into)
 
     def dx(dy):
-        columns = np.zeros((out, -(-n // loops.LANES) * loops.LANES), np.float32)
-        columns[:, :n] = dy.reshape(n, out).T
+        columns = loops.filled_up(dy.reshape(n, out).T)
         gradient = memory.empty((n, into), np.float32)
         in_pieces(compiled.gradient_of_x, rows, columns, gradient)
         return gradient.reshape(*leading, into)
@@ -141,7 +140,7 @@ def linear_of_few_rows(xp, x, weight, bias=None):
     def dweight(dy):
         gradient = memory.empty((out, into), np.float32, "F")
         flat = np.ascontiguousarray(dy).ravel()
-        in_pieces(compiled.gradient_of_weight, x, flat, gradient.ravel("F"))
+        in_pieces(compiled.gradient_of_weight, shape, x, flat, gradient.ravel("F"))
         return gradient
 
     def dbias(dy):

@@ -1,6 +1,7 @@
 """conv2d with few taps in float32, such as the first layer's, by its definition.
 
 Where a window has a few elements only, laying it out as a column takes as long as the convolution.
+It pays for the gradients alone, some rows of outputs at a time.
 """
 
 import numpy as np
@@ -57,8 +58,7 @@ def conv2d_direct(
 
     def dx(dy):
         dy = channels_last(dy)
-        filled = np.zeros((o, -(-len(taps) // loops.LANES) * loops.LANES), np.float32)
-        filled[:, : len(taps)] = kernels.T
+        filled = loops.filled_up(kernels.T)
         gradient = memory.empty((n, h + 2 * ph, w + 2 * pw, c), np.float32)
 
         def backward(piece):

@@ -19,6 +19,14 @@ BITS = 2**15  # random integers drawn at a time: memory that the allocator keeps
 COMPILED = np.dtype(np.float32), np.dtype(np.float64)  # dtypes, of this machine's byte order
 
 
+def filled_up(matrix):
+    """A float32 copy of a matrix, with columns of zeros up to a multiple of LANES."""
+    rows, columns = matrix.shape
+    filled = np.zeros((rows, -(-columns // LANES) * LANES), np.float32)
+    filled[:, :columns] = matrix
+    return filled
+
+
 @functools.cache
 def numba_is_installed():
     if importlib.util.find_spec("numba") is None:

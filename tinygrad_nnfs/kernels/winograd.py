@@ -62,7 +62,11 @@ def conv2d_winograd(
     pieces = threads.equal_pieces(n, max(1, TILES // tiles))
     transform_kernels, forward_of, backward_of = compiled.kernels(m)
 
-    u = memory.empty((points, o * c + loops.LANES), np.float32)
+    def apart(size):
+        """The shape of tiles or kernels: see compiled_winograd."""
+        return points, size + loops.LANES
+
+    u = memory.empty(apart(o * c), np.float32)
     transform_kernels(_taps(weight), u)
     images = channels_last(x)
     shift = np.zeros(o, np.float32) if bias is None else np.ascontiguousarray(bias)
@@ -70,7 +74,7 @@ def conv2d_winograd(
 
     def tiles_of(piece, name, channels):
         size = (piece.stop - piece.start) * tiles * channels
-        return threads.scratch(name, (points, size + loops.LANES), np.float32)
+        return threads.scratch(name, apart(size), np.float32)
 
     def forward(piece):
         v, products = tiles_of(piece, "v", c), tiles_of(piece, "products", o)
@@ -85,13 +89,13 @@ def conv2d_winograd(
         dimages = memory.empty(images.shape, np.float32)
         dweights = memory.empty((len(pieces), 9, o * c), np.float32)
         dbiases = np.empty((len(pieces), o), np.float32)
-        u = memory.empty((points, o * c + loops.LANES), np.float32)
+        u = memory.empty(apart(o * c), np.float32)
         transform_kernels(_taps(weight.swapaxes(0, 1)), u)
 
         def backward(i):
             piece = pieces[i]
             v, products = tiles_of(piece, "v", c), tiles_of(piece, "products", o)
-            du = threads.scratch("du", (points, o * c + loops.LANES), np.float32)
+            du = threads.scratch("du", apart(o * c), np.float32)
             backward_of(
                 *(images[piece], padding, u, dy[piece], v, products, du),
                 *(dimages[piece], dweights[i], dbiases[i]),
