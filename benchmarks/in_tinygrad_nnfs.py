@@ -14,7 +14,6 @@ from tinygrad_nnfs import (
     no_grad,
     optim,
     reference_kernels,
-    use_blas_threads,
 )
 from tinygrad_nnfs.kernels import loops
 from tinygrad_nnfs.ops import softmax_cross_entropy
@@ -40,14 +39,8 @@ KERNELS = {
 }
 
 
-def network_of(model: str) -> CNN | MLP:
-    """The network, with BLAS's own threads if it has dense layers alone, as their docs advise."""
-    use_blas_threads(model == "mlp")
-    return NETWORKS[model]()
-
-
 def trainer(model: str, momentum: float, kernels: str = "fast") -> Callable[[int], Step]:
-    network = network_of(model)
+    network = NETWORKS[model]()
     optimizer = optim.SGD(network.parameters(), lr=LR, momentum=momentum)
     chosen_kernels = KERNELS[kernels]
 
@@ -87,7 +80,7 @@ def gpu_trainer(model: str, momentum: float, captured: bool = False) -> Callable
 
 
 def predictor(model: str, kernels: str = "fast") -> Callable[[int, int], Step]:
-    network = network_of(model).eval()
+    network = NETWORKS[model]().eval()
     chosen_kernels = KERNELS[kernels]
 
     def on_images(n: int, batch_size: int) -> Step:

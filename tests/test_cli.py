@@ -18,6 +18,7 @@ from tinygrad_nnfs.models.recipes import RECIPES
 from tinygrad_nnfs.models.training import Progress
 
 from tinygrad_nnfs import __version__, data
+from tinygrad_nnfs.kernels import threads
 
 DIGITS = data.load("digits")
 NNFS = [sys.executable, "-m", "tinygrad_nnfs.models.cli"]
@@ -153,6 +154,7 @@ def test_interrupt_exits_with_130(capsys, monkeypatch, interrupted):
 
 def test_a_number_of_threads_that_is_none_is_one_line(capsys, monkeypatch):
     monkeypatch.setenv("NNFS_NUM_THREADS", "many")
+    threads.in_environment.cache_clear()  # it is read once
     status, out, err = nnfs(capsys, "summary", "cnn")
     assert (status, out) == (2, "")
     assert err == "nnfs: NNFS_NUM_THREADS must be an integer >= 1, found 'many'\n"

@@ -297,7 +297,7 @@ def batches(count, size):
 @pytest.mark.parametrize(("make", "size"), [(MLP, 64), (CNN, 24)], ids=["mlp", "cnn"])
 def test_training_is_not_accused_and_learns_the_same(make, size, monkeypatch):
     """With fast kernels, threads and reused memory: the activations are large enough for it."""
-    monkeypatch.setenv("NNFS_NUM_THREADS", "3")
+    monkeypatch.setattr(threads, "_chosen", 3)
     weights = []
     for watched in (False, True):
         manual_seed(0)

@@ -26,7 +26,6 @@ from tinygrad_nnfs import (
     profile,
     reference_kernels,
     set_num_threads,
-    use_blas_threads,
 )
 from tinygrad_nnfs.checking import Case, run_checks
 from tinygrad_nnfs.kernels import blas, loops, memory, threads, winograd
@@ -203,26 +202,6 @@ def test_several_threads_of_the_user_at_once():
     for y in found:
         np.testing.assert_array_equal(y, expected)
     assert (library and library.get_num_threads()) == before
-
-
-def test_blas_threads_are_used_on_request_alone(monkeypatch):
-    library = blas.openblas()
-    if library is None:
-        pytest.skip("numpy's BLAS is not OpenBLAS")
-    seen = []
-
-    def matmul(a, b, out=None):
-        seen.append(library.get_num_threads())
-
-    monkeypatch.setattr(np, "matmul", matmul)
-    a = np.ones((512, 512))
-    ours = library.get_num_threads()
-    blas.matmul(a, a)
-    use_blas_threads()
-    blas.matmul(a, a)
-    use_blas_threads(False)
-    blas.matmul(a, a)
-    assert seen == [1, ours, 1]
 
 
 @pytest.mark.parametrize("count", [0, -1, 1.5, "2"])

@@ -4,7 +4,6 @@ from tinygrad_nnfs import data, nn, ops, optim
 from tinygrad_nnfs import kernels as kernels
 from tinygrad_nnfs.backend import get_rng_state, manual_seed, set_rng_state
 from tinygrad_nnfs.debug import AnomalyError, detect_anomaly
-from tinygrad_nnfs.kernels.blas import use_blas_threads
 from tinygrad_nnfs.kernels.cublas import gpu_precision
 from tinygrad_nnfs.kernels.threads import num_threads, set_num_threads
 from tinygrad_nnfs.profiling import profile
@@ -37,6 +36,5 @@ __all__ = [
     "reference_kernels",
     "set_num_threads",
     "set_rng_state",
-    "use_blas_threads",
 ]
 __version__ = "0.1.0"

@@ -15,19 +15,6 @@ import numpy as np
 
 from tinygrad_nnfs import backend
 
-_blas_threads = False
-
-
-def use_blas_threads(allowed: bool = True) -> None:
-    """Let BLAS use its own threads for products that are too small to be handed to ours.
-
-    This is for networks of dense layers alone: BLAS's threads start ten times sooner than ours, but
-    go on spinning after each product, which makes convolutions beside them half as fast again. And
-    the last bits of a product depend on how many they are (OPENBLAS_NUM_THREADS).
-    """
-    global _blas_threads
-    _blas_threads = allowed
-
 
 class OpenBlas:
     """What is called in numpy's own OpenBLAS, and who wants it at one thread."""
@@ -89,8 +76,8 @@ SMALL = 2**13  # multiply-adds: BLAS itself takes one thread for fewer
 
 
 def matmul(a: Any, b: Any, out: Any = None) -> Any:
-    """np.matmul with BLAS at one thread, unless `use_blas_threads` allows more."""
-    if _blas_threads or a.size * b.shape[-1] < SMALL:
+    """np.matmul with BLAS at one thread."""
+    if a.size * b.shape[-1] < SMALL:
         return np.matmul(a, b, out=out)
     with single_threaded():
         return np.matmul(a, b, out=out)
@@ -98,7 +85,7 @@ def matmul(a: Any, b: Any, out: Any = None) -> Any:
 
 def row_product(row: Any, matrix: Any) -> Any:
     """(1, i) @ (i, o) likewise, by dot: it starts sooner than matmul."""
-    if _blas_threads or matrix.size < SMALL:
+    if matrix.size < SMALL:
         return row.dot(matrix)
     with single_threaded():
         return row.dot(matrix)

@@ -8,6 +8,7 @@ are products with the columns, (outputs, taps), of some rows of outputs.
 import numpy as np
 
 from tinygrad_nnfs.kernels.compiled_lanes import load, load_one, store
+from tinygrad_nnfs.kernels.compiled_parallel import parallel_for
 from tinygrad_nnfs.kernels.compiled_products import add_rows, multiply
 from tinygrad_nnfs.kernels.compiler import kernel
 from tinygrad_nnfs.kernels.loops import LANES
@@ -16,11 +17,16 @@ SIZE = 2**13  # numbers of columns that are in a cache at a time
 
 
 @kernel
-def forward(x, taps, stride, weight, bias, y):
-    n, oh, ow, o = y.shape
+def forward(team, step, x, taps, stride, weight, bias, y):
+    parallel_for(team, _forward, (x, taps, stride, weight, bias, y), len(x), step)
+
+
+@kernel
+def _forward(x, taps, stride, weight, bias, y, worker, first, last):
+    _, oh, ow, o = y.shape
     weight = weight.reshape(-1)
     down, right = stride[0], stride[1] * x.shape[3]
-    for image in range(n):
+    for image in range(first, last):
         for i in range(oh):
             pixels, outputs = x[image, down * i :].reshape(-1), y[image, i].reshape(-1)
             # four outputs at a time share what is loaded; the last stands in for missing ones
@@ -41,16 +47,24 @@ def forward(x, taps, stride, weight, bias, y):
 
 
 @kernel
-def gradients_of_weight_and_bias(x, taps, stride, dy, dweight, dbias):
-    """What these images give to both."""
-    n, oh, ow, o = dy.shape
+def gradients_of_weight_and_bias(team, step, x, taps, stride, dy, dweights, dbiases):
+    """What `step` images each give to both."""
+    arguments = x, taps, stride, dy, dweights, dbiases, step
+    parallel_for(team, _gradients_of_weight_and_bias, arguments, len(x), step)
+
+
+@kernel
+def _gradients_of_weight_and_bias(
+    x, taps, stride, dy, dweights, dbiases, step, worker, first, last
+):
+    _, oh, ow, o = dy.shape
     down, right = stride[0], stride[1] * x.shape[3]
     rows = max(1, SIZE // (ow * taps.size))
     columns = np.empty(min(rows, oh) * ow * taps.size, np.float32)
-    dweight = dweight.reshape(-1)
+    dweight, dbias = dweights[first // step].reshape(-1), dbiases[first // step]
     dweight[:] = 0
     dbias[:] = 0
-    for image in range(n):
+    for image in range(first, last):
         for begin in range(0, oh, rows):
             end = min(begin + rows, oh)
             at = 0
@@ -67,16 +81,21 @@ def gradients_of_weight_and_bias(x, taps, stride, dy, dweight, dbias):
 
 
 @kernel
-def gradient_of_images(dy, taps, stride, weight, dx):
+def gradient_of_images(team, step, dy, taps, stride, weight, dx):
     """By the transposed weight (o, taps), filled up with zeros to a multiple of LANES taps."""
-    n, oh, ow, o = dy.shape
+    parallel_for(team, _gradient_of_images, (dy, taps, stride, weight, dx), len(dy), step)
+
+
+@kernel
+def _gradient_of_images(dy, taps, stride, weight, dx, worker, first, last):
+    _, oh, ow, o = dy.shape
     filled = weight.shape[1]
     down, right = stride[0], stride[1] * dx.shape[3]
     rows = max(1, SIZE // (ow * filled))
     columns = np.empty(min(rows, oh) * ow * filled, np.float32)
     weight, nothing = weight.reshape(-1), np.zeros(filled, np.float32)
-    dx[:] = 0
-    for image in range(n):
+    dx[first:last] = 0
+    for image in range(first, last):
         for begin in range(0, oh, rows):
             end = min(begin + rows, oh)
             shape, outputs = ((end - begin) * ow, o, filled), dy[image, begin:end].reshape(-1)

@@ -7,7 +7,7 @@ from llvmlite import ir
 from numba import types
 from numba.extending import intrinsic
 
-from tinygrad_nnfs.kernels.compiler import inline, kernel
+from tinygrad_nnfs.kernels.compiler import inline, kernel, kernel_in_any_order
 
 
 @kernel
@@ -96,7 +96,28 @@ def _drop(x, bits, least, scale, keep, y):
 
 
 @kernel
-def outer(column, row, product):
+def row_product(row, matrix, product):
+    whole = row.size // 4 * 4  # rows that are added four at a time: the product is read less often
+    for i in range(0, whole, 4):
+        a, b, c, d = matrix[i], matrix[i + 1], matrix[i + 2], matrix[i + 3]
+        for k in range(product.size):
+            product[k] += row[i] * a[k] + row[i + 1] * b[k] + row[i + 2] * c[k] + row[i + 3] * d[k]
+    for i in range(whole, row.size):
+        for k in range(product.size):
+            product[k] += row[i] * matrix[i, k]
+
+
+@kernel_in_any_order
+def column_product(matrix, column, product):
+    for i in range(product.size):
+        row, total = matrix[i], column.dtype.type(0)
+        for k in range(column.size):
+            total += row[k] * column[k]
+        product[i] = total
+
+
+@kernel
+def outer(column, product, row):
     for i in range(column.size):
         target, factor = product[i], column[i]
         for j in range(row.size):

@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 from numpy import ndarray
 
-from tinygrad_nnfs.kernels import blas, loops, memory, threads
+from tinygrad_nnfs.kernels import blas, helpers, loops, memory, threads
 from tinygrad_nnfs.ops.linear import check_linear, linear, matmul, memory_order
 
 SIZE = 128  # rows or columns of a product that a piece computes
@@ -77,7 +77,6 @@ def linear_in_pieces(xp, x, weight, bias=None):
     return y.reshape(*shape[:-1], out), dx, dweight, None if bias is None else dbias
 
 
-DEPTH = 1024  # inputs of a piece, at most
 ROWS = 128  # with more, the time in which BLAS rearranges the weight counts for less
 
 
@@ -88,7 +87,7 @@ def _has_few_rows(x, weight, bias=None):
         and x.dtype == weight.dtype == np.float32
         and x.ndim > 0
         and weight.ndim == 2
-        and 0 < math.prod(x.shape[:-1]) <= ROWS
+        and 0 < x.size <= ROWS * x.shape[-1]
         and len(weight) % loops.LANES == 0
         and weight.flags.f_contiguous
         and weight.size > 0
@@ -102,51 +101,29 @@ def linear_of_few_rows(xp, x, weight, bias=None):
 
     check_linear(x, weight, bias)
     out, into = weight.shape
-    leading = x.shape[:-1]
-    n = math.prod(leading)
-    shape = n, into, out
-    x, rows = np.ascontiguousarray(x).ravel(), weight.ravel("F")
-    shift = np.zeros(out, np.float32) if bias is None else np.ascontiguousarray(bias, np.float32)
-    pieces = threads.equal_pieces(into, DEPTH) if threads.is_large(n * weight.size // 64) else None
-
-    def in_pieces(work, *arrays):
-        """work(*arrays, first, last) for all inputs."""
-        if pieces:
-            threads.run(lambda part: work(*arrays, part.start, part.stop), pieces)
-        else:
-            work(*arrays, 0, into)
-
-    if pieces:
-        parts = memory.empty((len(pieces), n * out), np.float32)
-        shifts = np.zeros((len(pieces), out), np.float32)
-        shifts[0] = shift
-
-        def forward(i):
-            part = pieces[i]
-            compiled.forward(shape, x, rows, shifts[i], parts[i], part.start, part.stop)
-
-        threads.run(forward, range(len(pieces)))
-        y = parts.sum(axis=0)
-    else:
-        y = memory.empty((n * out,), np.float32)
-        compiled.forward(shape, x, rows, shift, y, 0, into)
+    *leading, _ = shape = x.shape
+    n = x.size // into
+    x, rows = x.ravel(), weight.ravel("F")
+    shift = np.zeros(out, np.float32) if bias is None else bias.ravel()
+    size = n * weight.size // 64
+    y = memory.empty((*leading, out), np.float32)
+    compiled.forward(helpers.team(size), n, x, rows, shift, y.ravel())
 
     def dx(dy):
+        gradient = memory.empty(shape, np.float32)
         columns = loops.filled_up(dy.reshape(n, out).T)
-        gradient = memory.empty((n, into), np.float32)
-        in_pieces(compiled.gradient_of_x, rows, columns, gradient)
-        return gradient.reshape(*leading, into)
+        compiled.gradient_of_x(helpers.team(size), rows, columns, gradient.reshape(n, into))
+        return gradient
 
     def dweight(dy):
         gradient = memory.empty((out, into), np.float32, "F")
-        flat = np.ascontiguousarray(dy).ravel()
-        in_pieces(compiled.gradient_of_weight, shape, x, flat, gradient.ravel("F"))
+        compiled.gradient_of_weight(helpers.team(size), n, x, dy.ravel(), gradient.ravel("F"))
         return gradient
 
     def dbias(dy):
         return dy.reshape(n, out).sum(axis=0)
 
-    return y.reshape(*leading, out), dx, dweight, None if bias is None else dbias
+    return y, dx, dweight, None if bias is None else dbias
 
 
 def _is_one_row(x, weight, bias=None):
@@ -163,24 +140,38 @@ def _is_one_row(x, weight, bias=None):
 
 @linear.on(np, when=_is_one_row)
 def linear_of_one_row(xp, x, weight, bias=None):
-    y = blas.row_product(x, weight.T)
+    order, dtype, shape = memory_order(weight), weight.dtype, weight.shape
+    by_inputs = order == "F"  # in memory
+    row = x.ravel()
+    y = _product(row, weight.T) if by_inputs else _product(weight, row)
     if bias is not None:
         y += bias
-    order, dtype, shape = memory_order(weight), weight.dtype, weight.shape
 
     def dx(dy):
-        return blas.row_product(dy, weight)
+        column = dy.ravel()
+        gradient = _product(weight.T, column) if by_inputs else _product(column, weight)
+        return gradient.reshape(x.shape)
 
     def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
         gradient = memory.empty(shape, dtype, order)
-        row, column = x.ravel(), dy.ravel()
-        if order == "F":
-            loops.best().outer(row, column, gradient.T)
+        if by_inputs:
+            loops.run("outer", gradient.size, row, gradient.T, dy.ravel())
         else:
-            loops.best().outer(column, row, gradient)
+            loops.run("outer", gradient.size, dy.ravel(), gradient, row)
         return gradient
 
     def dbias(dy):
         return dy.ravel()
 
-    return y, dx, dweight, None if bias is None else dbias
+    return y.reshape(*x.shape[:-1], -1), dx, dweight, None if bias is None else dbias
+
+
+def _product(a, b):
+    """Of a row (i) and a matrix (i, o), or of (o, i) and a column; the matrix lies row by row."""
+    if a.ndim == 1:
+        product = np.zeros(b.shape[1], b.dtype)
+        loops.run("row_product", b.size, a, b, product)
+    else:
+        product = np.empty(len(a), a.dtype)
+        loops.run("column_product", a.size, a, b, product)
+    return product

@@ -5,18 +5,17 @@ from typing import Any
 import numpy as np
 from numpy import ndarray
 
-from tinygrad_nnfs.kernels import loops, threads
+from tinygrad_nnfs.kernels import loops
 from tinygrad_nnfs.registry import kernel_mode
 
-SIZE = 2**16  # elements of a piece
+SIZE = 2**16  # elements: below this, numpy's three passes are in a cache anyway
 
 
 def take(updates: list[Any]) -> list[Any]:
     """Do those updates, (theta, gradient, state, group), that a kernel is for; return the rest."""
     if not kernel_mode.enabled:
         return updates
-    kernels: Any = loops.best()
-    smallest = SIZE if kernels is loops else 0
+    smallest = 0 if loops.numba_is_installed() else SIZE
     rest = []
     for update in updates:
         theta, gradient, state, group = update
@@ -39,18 +38,10 @@ def take(updates: list[Any]) -> list[Any]:
             continue
         arrays = [theta.ravel("K"), gradient.ravel("K")]
         settings = [group["lr"], group["weight_decay"]]
-        step = kernels.gradient_step
+        name = "gradient_step"
         if velocity is not None:
             arrays.append(velocity.ravel("K"))
             settings.append(momentum)
-            step = kernels.momentum_step
-        if threads.is_large(theta.size):
-            _in_pieces(step, arrays, settings)
-        else:
-            step(*arrays, *settings)
+            name = "momentum_step"
+        loops.run_in_pieces(name, theta.size, arrays, *settings)
     return rest
-
-
-def _in_pieces(step: Any, arrays: Any, settings: Any) -> None:
-    pieces = threads.pieces(arrays[0].size, SIZE)
-    threads.run(lambda piece: step(*[a[piece] for a in arrays], *settings), pieces)

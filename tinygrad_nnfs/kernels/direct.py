@@ -6,7 +6,7 @@ It pays for the gradients alone, some rows of outputs at a time.
 
 import numpy as np
 
-from tinygrad_nnfs.kernels import loops, memory, threads
+from tinygrad_nnfs.kernels import helpers, loops, memory, threads
 from tinygrad_nnfs.kernels.shared_columns import channels_first, channels_last, pad
 from tinygrad_nnfs.ops.convolution import Geometry, check_precision, conv2d
 from tinygrad_nnfs.registry import once
@@ -39,7 +39,8 @@ def conv2d_direct(
     n, c, h, w = x.shape
     o, _, kh, kw = weight.shape
     y = memory.empty((n, *geometry.output_size, o), np.float32)
-    pieces = threads.pieces(n, max(1, n * SIZE // y.size))
+    step = threads.piece_size(max(1, n * SIZE // y.size))
+    pieces = -(-n // step)
 
     images = channels_last(x)
     kernels = np.ascontiguousarray(weight.transpose(2, 3, 1, 0)).reshape(-1, o)
@@ -48,38 +49,26 @@ def conv2d_direct(
     pixels = down[:, None] * (w + 2 * pw) + right
     taps = (pixels[:, :, None] * c + np.arange(c)).reshape(-1)
 
-    def padded(piece):
-        return pad(images[piece], geometry.padding, "padded")
+    def padded():
+        return pad(images, geometry.padding)
 
-    def forward(piece):
-        compiled.forward(padded(piece), taps, stride, kernels, shift, y[piece])
-
-    threads.run(forward, pieces)
+    compiled.forward(helpers.team(y.size), step, padded(), taps, stride, kernels, shift, y)
 
     def dx(dy):
         dy = channels_last(dy)
         filled = loops.filled_up(kernels.T)
         gradient = memory.empty((n, h + 2 * ph, w + 2 * pw, c), np.float32)
-
-        def backward(piece):
-            compiled.gradient_of_images(dy[piece], taps, stride, filled, gradient[piece])
-
-        threads.run(backward, pieces)
+        compiled.gradient_of_images(helpers.team(dy.size), step, dy, taps, stride, filled, gradient)
         return channels_first(gradient[:, ph : ph + h, pw : pw + w])
 
     @once
     def gradients(dy):
         dy = channels_last(dy)
-        dweights = np.empty((len(pieces), len(taps), o), np.float32)
-        dbiases = np.empty((len(pieces), o), np.float32)
-
-        def backward(i):
-            piece = pieces[i]
-            compiled.gradients_of_weight_and_bias(
-                padded(piece), taps, stride, dy[piece], dweights[i], dbiases[i]
-            )
-
-        threads.run(backward, range(len(pieces)))
+        dweights = np.empty((pieces, len(taps), o), np.float32)
+        dbiases = np.empty((pieces, o), np.float32)
+        compiled.gradients_of_weight_and_bias(
+            helpers.team(dy.size), step, padded(), taps, stride, dy, dweights, dbiases
+        )
         return dweights, dbiases
 
     def dweight(dy):

@@ -13,8 +13,6 @@ from tinygrad_nnfs.ops.convolution import pair
 from tinygrad_nnfs.ops.dropout import check_dropout, dropout
 from tinygrad_nnfs.ops.pooling import max_pool2d
 
-SIZE = 2**18  # elements of a piece: 1 MiB in float32
-
 
 def _is_worth_it(x, **_):
     if loops.numba_is_installed():
@@ -22,24 +20,17 @@ def _is_worth_it(x, **_):
     return threads.is_large(x.size)
 
 
-def _run(kernel, inputs, outputs, *settings):
-    """`kernel(*inputs, *outputs, *settings)`: in pieces of flat arrays where they are large.
-
-    All are of one shape; the outputs are dense and of one memory order.
-    """
+def _run(name, inputs, outputs, *settings):
+    """The loop `name` over arrays of one shape; the outputs are dense and of one memory order."""
     like = outputs[0]
-    in_rows, is_large = like.flags.c_contiguous, threads.is_large(like.size)
-    if in_rows and like.ndim and not is_large:
-        # the kernel flattens them itself, which takes longer in Python (those of 0-d it cannot)
-        kernel(*inputs, *outputs, *settings)
+    in_rows = like.flags.c_contiguous
+    if in_rows and like.ndim and loops.numba_is_installed():
+        # it flattens them itself, which takes longer in Python (those of 0-d it cannot)
+        loops.run(name, like.size, *inputs, *outputs, *settings)
         return
     arrays = inputs if in_rows else [_in_order_of(like, array) for array in inputs]
     flat = [array.ravel("C" if in_rows else "K") for array in (*arrays, *outputs)]
-    if is_large:
-        pieces = threads.pieces(like.size, SIZE)
-        threads.run(lambda piece: kernel(*[a[piece] for a in flat], *settings), pieces)
-    else:
-        kernel(*flat, *settings)
+    loops.run_in_pieces(name, like.size, flat, *settings)
 
 
 def _in_order_of(like, array):
@@ -60,11 +51,11 @@ def _steps(array):
 def leaky_relu_in_pieces(xp, x, *, slope=0.01):
     check_number("slope", slope)
     y, positive = memory.empty_like(x), memory.empty_like(x, bool)
-    _run(loops.best().leaky_relu, [x], [y, positive], slope)
+    _run("leaky_relu", [x], [y, positive], slope)
 
     def dx(dy):  # saves `positive` alone: a quarter of x's memory, or of y's
         gradient = memory.empty_like(positive, dy.dtype)
-        _run(loops.best().leaky_relu_gradient, [positive, dy], [gradient], slope)
+        _run("leaky_relu_gradient", [positive, dy], [gradient], slope)
         return gradient
 
     return y, dx
@@ -84,16 +75,18 @@ def dropout_in_pieces(xp, x, *, p, key):
     seed, call = key
     # numba takes all of Python's integers for signed ones of 64 bits
     settings = (seed ^ 2**63) - 2**63, (call ^ 2**63) - 2**63, least, scale
-    drop = loops.best().dropout
-    if threads.is_large(x.size):
-        pieces = threads.pieces(x.size, SIZE)
-        threads.run(lambda piece: drop(*flat, *settings, piece.start, piece.stop), pieces)
+
+    def drop(piece):
+        loops.run("dropout", x.size, *flat, *settings, piece.start, piece.stop)
+
+    if loops.numba_is_installed() or not threads.is_large(x.size):
+        drop(slice(0, x.size))
     else:
-        drop(*flat, *settings, 0, x.size)
+        threads.run(drop, threads.pieces(x.size, loops.SIZE))
 
     def dx(dy):
         gradient = memory.empty_like(keep, dy.dtype)
-        _run(loops.best().keep_scaled, [dy, keep], [gradient], scale)
+        _run("keep_scaled", [dy, keep], [gradient], scale)
         return gradient
 
     return y, dx
@@ -119,21 +112,12 @@ def max_pool2d_by_quarters(xp, x, *, kernel_size, stride=None, padding=0):
     n, h, w, c = images.shape
     y = memory.empty((n, h // 2, w // 2, c), x.dtype)
     winner = memory.empty(y.shape, np.int8)
-    pieces = threads.pieces(n, max(1, n * SIZE // max(x.size, 1)))
-
-    def forward(piece):
-        loops.best().max_pool(images[piece], y[piece], winner[piece])
-
-    threads.run(forward, pieces)
+    loops.run_in_pieces("max_pool", x.size, [images, y, winner])
 
     def dx(dy):
         dy = channels_last(dy)
         gradient = memory.empty((n, h, w, c), dy.dtype)
-
-        def backward(piece):
-            loops.best().max_pool_gradient(dy[piece], winner[piece], gradient[piece])
-
-        threads.run(backward, pieces)
+        loops.run_in_pieces("max_pool_gradient", gradient.size, [dy, winner, gradient])
         return channels_first(gradient)
 
     return channels_first(y), dx

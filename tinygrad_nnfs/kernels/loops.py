@@ -11,8 +11,10 @@ import warnings
 import numpy as np
 
 from tinygrad_nnfs import backend
+from tinygrad_nnfs.kernels import blas, helpers, threads
 
 LANES = 16  # float32 numbers that compiled kernels take at a time: see compiled_lanes
+SIZE = 2**18  # elements of a piece: 1 MiB in float32
 BITS = 2**15  # random integers drawn at a time: memory that the allocator keeps
 
 
@@ -44,6 +46,33 @@ def numba_is_installed():
 def best():
     name = "compiled_loops" if numba_is_installed() else "loops"
     return importlib.import_module(f"tinygrad_nnfs.kernels.{name}")
+
+
+def run(name, size, *arguments):
+    """Call a loop, on several threads if it goes over many elements and numba is installed."""
+    if size >= helpers.LARGE >> threads.shift and numba_is_installed():
+        loop = getattr(_parallel(), name)
+        loop(helpers.team(size), *arguments)
+    else:
+        getattr(best(), name)(*arguments)
+
+
+@functools.cache
+def _parallel():
+    return importlib.import_module("tinygrad_nnfs.kernels.parallel_loops")
+
+
+def run_in_pieces(name, size, arrays, *settings):
+    """A loop along the first axis of arrays, the largest of `size` elements.
+
+    On several threads if there are many, without numba too: for loops that take long enough.
+    """
+    if threads.is_large(size) and not numba_is_installed():
+        loop, length = globals()[name], len(arrays[0])
+        pieces = threads.pieces(length, max(1, length * SIZE // size))
+        threads.run(lambda piece: loop(*[a[piece] for a in arrays], *settings), pieces)
+    else:
+        run(name, size, *arrays, *settings)
 
 
 def leaky_relu(x, y, positive, slope):
@@ -81,7 +110,17 @@ def dropout(x, keep, y, key0, key1, least, scale, first, last):
     keep_scaled(x[first:last], keep[first:last], y[first:last], scale)
 
 
-def outer(column, row, product):
+def row_product(row, matrix, product):
+    """product += row matrix: (i), (i, o), (o)."""
+    product += blas.row_product(row, matrix)
+
+
+def column_product(matrix, column, product):
+    """product = matrix column: (i, o), (o), (i)."""
+    product[...] = blas.row_product(column, matrix.T)
+
+
+def outer(column, product, row):
     """product[i, j] = column[i] row[j]."""
     np.einsum("i,j->ij", column, row, out=product)  # half the time of a broadcast product
 

@@ -26,14 +26,20 @@ _chosen: int | None = None
 
 def num_threads() -> int:
     """How many threads an op may use: what was set, or as many as numpy's own BLAS library uses."""
-    if _chosen is not None:
-        return _chosen
+    count = _chosen or in_environment()
+    if count is not None:
+        return count
+    openblas = blas.openblas()
+    if openblas is None:
+        return 1
+    return openblas.before if openblas.users else openblas.get_num_threads()
+
+
+@functools.cache
+def in_environment() -> int | None:
     given = os.environ.get("NNFS_NUM_THREADS")
     if given is None:
-        openblas = blas.openblas()
-        if openblas is None:
-            return 1
-        return openblas.before if openblas.users else openblas.get_num_threads()
+        return None
     if not given.isdecimal() or int(given) < 1:
         raise ValueError(f"NNFS_NUM_THREADS must be an integer >= 1, found {given!r}")
     return int(given)
@@ -82,17 +88,22 @@ def run(work: Callable[[Piece], None], pieces: Iterable[Piece]) -> None:
 
 LARGE = 2**18  # elements: below this, handing work to another thread takes longer than the work
 
-_shift = 0  # see tiny_pieces
+shift = 0  # by how many bits sizes are smaller than usual: see tiny_pieces
 
 
 def is_large(size: int) -> bool:
     """Is an op on so many elements worth cutting up?"""
-    return size >= LARGE >> _shift
+    return size >= LARGE >> shift
+
+
+def piece_size(size: int) -> int:
+    """`size`, unless pieces are to be tiny."""
+    return max(1, size >> shift)
 
 
 def pieces(length: int, size: int) -> list[slice]:
     """0..length in slices of `size`, the last one perhaps shorter."""
-    size = max(1, size >> _shift)
+    size = piece_size(size)
     return [slice(first, min(first + size, length)) for first in range(0, length, size)]
 
 
@@ -105,12 +116,12 @@ def equal_pieces(length: int, size: int) -> list[slice]:
 @contextlib.contextmanager
 def tiny_pieces() -> Iterator[None]:
     """For tests: from 16 elements on arrays are large, and are cut up like large ones."""
-    global _shift
-    before, _shift = _shift, 14
+    global shift
+    before, shift = shift, 14
     try:
         yield
     finally:
-        _shift = before
+        shift = before
 
 
 @functools.cache

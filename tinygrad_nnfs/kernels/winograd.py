@@ -13,7 +13,7 @@ value, where im2col's is 2 to 4e-7: hence float32 alone, and `precision="exact"`
 
 import numpy as np
 
-from tinygrad_nnfs.kernels import loops, memory, threads
+from tinygrad_nnfs.kernels import helpers, loops, memory, threads
 from tinygrad_nnfs.kernels.shared_columns import channels_first, channels_last, is_plain
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d
 from tinygrad_nnfs.registry import once
@@ -58,29 +58,34 @@ def conv2d_winograd(
     o, c = weight.shape[:2]
     oh, ow = geometry.output_size
     m, tiles = tile_size(oh, ow)
-    points = (m + 2) ** 2
     pieces = threads.equal_pieces(n, max(1, TILES // tiles))
-    transform_kernels, forward_of, backward_of = compiled.kernels(m)
+    step = pieces[0].stop if pieces else 1
+    work = n * tiles * (m + 2) ** 2 * max(o, c)
 
     def apart(size):
         """The shape of tiles or kernels: see compiled_winograd."""
-        return points, size + loops.LANES
+        return (m + 2) ** 2, size + loops.LANES
 
-    u = memory.empty(apart(o * c), np.float32)
-    transform_kernels(_taps(weight), u)
+    def transformed(weight):
+        u = memory.empty(apart(o * c), np.float32)
+        compiled.transform_kernels(helpers.team(u.size), m, _taps(weight), u)
+        return u
+
+    def scratch(name, team, size):
+        _, workers, _ = team
+        return threads.scratch(name, (workers, *apart(size)), np.float32)
+
+    def tiles_of(team):
+        """Of a piece of each worker: v and products."""
+        return scratch("v", team, step * tiles * c), scratch("products", team, step * tiles * o)
+
     images = channels_last(x)
     shift = np.zeros(o, np.float32) if bias is None else np.ascontiguousarray(bias)
     y = memory.empty((n, oh, ow, o), np.float32)
-
-    def tiles_of(piece, name, channels):
-        size = (piece.stop - piece.start) * tiles * channels
-        return threads.scratch(name, apart(size), np.float32)
-
-    def forward(piece):
-        v, products = tiles_of(piece, "v", c), tiles_of(piece, "products", o)
-        forward_of(images[piece], padding, u, shift, v, products, y[piece])
-
-    threads.run(forward, pieces)
+    team = helpers.team(work)
+    u = transformed(weight)
+    compiled.forward(team, step, m, images, padding, u, shift, *tiles_of(team), y)
+    del u
 
     @once
     def gradients(dy):
@@ -89,19 +94,12 @@ def conv2d_winograd(
         dimages = memory.empty(images.shape, np.float32)
         dweights = memory.empty((len(pieces), 9, o * c), np.float32)
         dbiases = np.empty((len(pieces), o), np.float32)
-        u = memory.empty(apart(o * c), np.float32)
-        transform_kernels(_taps(weight.swapaxes(0, 1)), u)
-
-        def backward(i):
-            piece = pieces[i]
-            v, products = tiles_of(piece, "v", c), tiles_of(piece, "products", o)
-            du = threads.scratch("du", apart(o * c), np.float32)
-            backward_of(
-                *(images[piece], padding, u, dy[piece], v, products, du),
-                *(dimages[piece], dweights[i], dbiases[i]),
-            )
-
-        threads.run(backward, range(len(pieces)))
+        team = helpers.team(work)
+        u, du = transformed(weight.swapaxes(0, 1)), scratch("du", team, o * c)
+        compiled.backward(
+            *(team, step, m, images, padding, u, dy),
+            *(*tiles_of(team), du, dimages, dweights, dbiases),
+        )
         return dimages, dweights, dbiases
 
     def dx(dy):

@@ -1,0 +1,136 @@
+"""The loops of `compiled_loops` on several threads; of all arrays a piece has the same elements."""
+
+import numpy as np
+
+from tinygrad_nnfs.kernels import compiled_loops as loops
+from tinygrad_nnfs.kernels.compiled_parallel import parallel_for, piece_size
+from tinygrad_nnfs.kernels.compiler import kernel
+
+SIZE = 2**13  # elements of a piece
+
+
+@kernel
+def leaky_relu(team, x, y, positive, slope):
+    x, y, positive = x.ravel(), y.ravel(), positive.ravel()
+    parallel_for(team, _leaky_relu, (x, y, positive, slope), x.size, piece_size(team, SIZE))
+
+
+@kernel
+def _leaky_relu(x, y, positive, slope, worker, first, last):
+    loops.leaky_relu(x[first:last], y[first:last], positive[first:last], slope)
+
+
+@kernel
+def leaky_relu_gradient(team, positive, dy, dx, slope):
+    positive, dy, dx = positive.ravel(), dy.ravel(), dx.ravel()
+    arguments = positive, dy, dx, slope
+    parallel_for(team, _leaky_relu_gradient, arguments, dx.size, piece_size(team, SIZE))
+
+
+@kernel
+def _leaky_relu_gradient(positive, dy, dx, slope, worker, first, last):
+    loops.leaky_relu_gradient(positive[first:last], dy[first:last], dx[first:last], slope)
+
+
+@kernel
+def keep_scaled(team, x, keep, y, scale):
+    x, keep, y = x.ravel(), keep.ravel(), y.ravel()
+    parallel_for(team, _keep_scaled, (x, keep, y, scale), x.size, piece_size(team, SIZE))
+
+
+@kernel
+def _keep_scaled(x, keep, y, scale, worker, first, last):
+    loops.keep_scaled(x[first:last], keep[first:last], y[first:last], scale)
+
+
+@kernel
+def dropout(team, x, keep, y, key0, key1, least, scale, first, last):
+    step = 16 * piece_size(team, SIZE // 16)  # a block of random bits is for 16 elements
+    arguments = x, keep, y, key0, key1, least, scale, first
+    parallel_for(team, _dropout, arguments, last - first, step)
+
+
+@kernel
+def _dropout(x, keep, y, key0, key1, least, scale, begin, worker, first, last):
+    loops.dropout(x, keep, y, key0, key1, least, scale, begin + first, begin + last)
+
+
+@kernel
+def row_product(team, row, matrix, product):
+    step = piece_size(team, max(1, SIZE // product.size))
+    parts = np.zeros(((row.size + step - 1) // step, product.size), product.dtype)
+    parallel_for(team, _row_product, (row, matrix, parts, step), row.size, step)
+    for part in parts:
+        product += part
+
+
+@kernel
+def _row_product(row, matrix, parts, step, worker, first, last):
+    loops.row_product(row[first:last], matrix[first:last], parts[first // step])
+
+
+@kernel
+def column_product(team, matrix, column, product):
+    step = piece_size(team, max(1, SIZE // column.size))
+    parallel_for(team, _column_product, (matrix, column, product), product.size, step)
+
+
+@kernel
+def _column_product(matrix, column, product, worker, first, last):
+    loops.column_product(matrix[first:last], column, product[first:last])
+
+
+@kernel
+def outer(team, column, product, row):
+    step = piece_size(team, max(1, SIZE // row.size))
+    parallel_for(team, _outer, (column, product, row), column.size, step)
+
+
+@kernel
+def _outer(column, product, row, worker, first, last):
+    loops.outer(column[first:last], product[first:last], row)
+
+
+@kernel
+def gradient_step(team, theta, gradient, lr, weight_decay):
+    arguments = theta, gradient, lr, weight_decay
+    parallel_for(team, _gradient_step, arguments, theta.size, piece_size(team, SIZE))
+
+
+@kernel
+def _gradient_step(theta, gradient, lr, weight_decay, worker, first, last):
+    loops.gradient_step(theta[first:last], gradient[first:last], lr, weight_decay)
+
+
+@kernel
+def momentum_step(team, theta, gradient, velocity, lr, weight_decay, momentum):
+    arguments = theta, gradient, velocity, lr, weight_decay, momentum
+    parallel_for(team, _momentum_step, arguments, theta.size, piece_size(team, SIZE))
+
+
+@kernel
+def _momentum_step(theta, gradient, velocity, lr, weight_decay, momentum, worker, first, last):
+    theta, gradient, velocity = theta[first:last], gradient[first:last], velocity[first:last]
+    loops.momentum_step(theta, gradient, velocity, lr, weight_decay, momentum)
+
+
+@kernel
+def max_pool(team, x, y, winner):
+    step = piece_size(team, len(x) * SIZE // x.size)
+    parallel_for(team, _max_pool, (x, y, winner), len(x), step)
+
+
+@kernel
+def _max_pool(x, y, winner, worker, first, last):
+    loops.max_pool(x[first:last], y[first:last], winner[first:last])
+
+
+@kernel
+def max_pool_gradient(team, dy, winner, dx):
+    step = piece_size(team, len(dx) * SIZE // dx.size)
+    parallel_for(team, _max_pool_gradient, (dy, winner, dx), len(dx), step)
+
+
+@kernel
+def _max_pool_gradient(dy, winner, dx, worker, first, last):
+    loops.max_pool_gradient(dy[first:last], winner[first:last], dx[first:last])
