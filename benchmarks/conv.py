@@ -18,6 +18,7 @@ from tinygrad_nnfs.kernels.direct import conv2d_direct
 from tinygrad_nnfs.kernels.im2col import conv2d_in_pieces
 from tinygrad_nnfs.kernels.shared_columns import conv2d_shared_columns
 from tinygrad_nnfs.kernels.winograd import conv2d_winograd
+from tinygrad_nnfs.kernels.winograd_products import conv2d_winograd_products
 from tinygrad_nnfs.ops import conv2d, conv2d_naive
 
 Arrays = tuple[np.ndarray, ...]
@@ -162,6 +163,7 @@ METHODS: dict[str, Callable[[Arrays], Prepared]] = {
     "im2col in pieces": partial(in_numpy, conv2d_in_pieces, False),
     "shared columns": partial(in_numpy, conv2d_shared_columns, True),
     "direct": partial(in_numpy, conv2d_direct, True),
+    "Winograd by BLAS": partial(in_numpy, conv2d_winograd_products, True),
     "Winograd": partial(in_numpy, conv2d_winograd, True),
     "torch": partial(in_torch, False),
     "torch-channels-last": partial(in_torch, True),
@@ -177,10 +179,10 @@ def why_not(method: str, case: Case, arrays: Arrays) -> str | None:
             return "SciPy is not installed"
         if _seconds_scipy(case) > TOO_SLOW:
             return "too slow"
-    if method in COMPILED:
-        if importlib.util.find_spec("numba") is None:
+    if method in CONDITIONAL:
+        kernel, needs, compiled = CONDITIONAL[method]
+        if compiled and importlib.util.find_spec("numba") is None:
             return "numba is not installed"
-        kernel, needs = COMPILED[method]
         applies = next(when for when, variant in conv2d.variants[np] if variant is kernel)
         if not applies(*arrays[:3]):
             return needs
@@ -189,9 +191,10 @@ def why_not(method: str, case: Case, arrays: Arrays) -> str | None:
     return None
 
 
-COMPILED = {
-    "direct": (conv2d_direct, "more than 3 channels, or no multiple of 16 outputs"),
-    "Winograd": (conv2d_winograd, "no multiples of 16 channels"),
+CONDITIONAL = {  # on what, and does it need numba
+    "direct": (conv2d_direct, "more than 3 channels, or no multiple of 16 outputs", True),
+    "Winograd by BLAS": (conv2d_winograd_products, "less than 16 channels", False),
+    "Winograd": (conv2d_winograd, "no multiples of 16 channels", True),
 }
 TOO_SLOW = 0.15  # seconds, forward and backward
 
@@ -336,7 +339,7 @@ def draw(rows: list[Row], figure: Any) -> None:
     measured = [row for row in rows if not row["skipped"]]
     im2col = {row["case"]: row for row in measured if row["method"] == "im2col"}
     time_axes, memory_axes = figure.subplots(1, 2)
-    for method, marker in zip(METHODS, "os_xPDv^*", strict=True):
+    for method, marker in zip(METHODS, "os_xPDpv^*", strict=True):
         those = [row for row in measured if row["method"] == method and method != "im2col"]
         those.sort(key=_multiplications)
         if not those:

@@ -28,7 +28,7 @@ from tinygrad_nnfs import (
     set_num_threads,
 )
 from tinygrad_nnfs.checking import Case, run_checks
-from tinygrad_nnfs.kernels import blas, loops, memory, threads, winograd
+from tinygrad_nnfs.kernels import blas, loops, memory, threads, transforms
 from tinygrad_nnfs.nn import Linear
 from tinygrad_nnfs.ops import conv2d, softmax_cross_entropy
 
@@ -404,7 +404,7 @@ def test_winograd_runs_where_it_applies_and_exact_does_without():
         conv2d(x.astype(np.float64), weight.astype(np.float64))
         conv2d(x, weight, stride=2)
         conv2d(x[:, :5], weight[:, :5])
-    assert "conv2d_winograd" not in variants_of(p)
+    assert not {"conv2d_winograd", "conv2d_winograd_products"} & variants_of(p)
 
 
 def test_the_most_special_convolution_runs(monkeypatch):
@@ -417,33 +417,31 @@ def test_the_most_special_convolution_runs(monkeypatch):
             conv2d(x, weight, **options)
         return variants_of(p)
 
-    plain = {"conv2d_shared_columns"}
-    assert variants(x, weight) == ({"conv2d_winograd"} if compiled else plain)
+    plain, products = {"conv2d_shared_columns"}, {"conv2d_winograd_products"}
+    assert variants(x, weight) == ({"conv2d_winograd"} if compiled else products)
+    assert variants(x[:, :15], weight[:, :15]) == plain
     assert variants(x[:, :1], weight[:, :1]) == ({"conv2d_direct"} if compiled else plain)
     assert variants(x, weight, precision="exact") == plain
     assert variants(x, weight, stride=2) == {"conv2d_in_pieces"}
     monkeypatch.setattr(blas, "openblas", lambda: None)  # numpy with MKL, or Apple's Accelerate
-    assert variants(x, weight) == ({"conv2d_winograd"} if compiled else plain)
+    assert variants(x, weight) == ({"conv2d_winograd"} if compiled else products)
 
 
-@needs_numba
 @pytest.mark.parametrize("outputs", [4, 5])
 def test_the_transforms_make_products_of_a_convolution(outputs):
-    from tinygrad_nnfs.kernels.compiled_transforms import matrices
-
     rng = np.random.default_rng(0)
     d, g = rng.normal(size=outputs + 2), rng.normal(size=3)
-    m = matrices(outputs)
+    m = transforms.matrices(outputs)
     y = m["A"].T @ ((m["B^T"] @ d) * (m["G"] @ g))
     np.testing.assert_allclose(y, np.correlate(d, g), rtol=1e-12, atol=1e-12)
 
 
-@needs_numba
+@pytest.mark.parametrize("channels", [pytest.param(16, marks=needs_numba), 17])
 @given(height=st.integers(1, 21), width=st.integers(1, 21), padding=st.integers(0, 3))
-def test_winograd_of_images_of_any_size(height, width, padding):
+def test_winograd_of_images_of_any_size(channels, height, width, padding):
     size = max(height, 3 - 2 * padding), max(width, 3 - 2 * padding)
     rng = np.random.default_rng(0)
-    x, weight = rng.normal(size=(3, 16, *size)), rng.normal(size=(32, 16, 3, 3))
+    x, weight = rng.normal(size=(3, channels, *size)), rng.normal(size=(32, channels, 3, 3))
     dy = rng.normal(size=conv2d(x, weight, padding=padding).shape)
 
     def gradients(dtype):
@@ -454,15 +452,15 @@ def test_winograd_of_images_of_any_size(height, width, padding):
         return variants_of(p), [y.numpy(), *(t.grad.numpy() for t in tensors)]
 
     variant, found = gradients(np.float32)
-    assert variant == {"conv2d_winograd"}
+    assert variant == {"conv2d_winograd" if channels == 16 else "conv2d_winograd_products"}
     for a, exact in zip(found, gradients(np.float64)[1], strict=True):
         assert abs(a - exact).max() < 2e-5 * abs(exact).max()
 
 
 def test_the_tiles_that_need_fewer_products_are_taken():
-    assert winograd.tile_size(24, 24) == (4, 36)
-    assert winograd.tile_size(10, 10) == (5, 4)
-    assert winograd.tile_size(1, 1) == (4, 1)
+    assert transforms.tile_size(24, 24) == (4, 36)
+    assert transforms.tile_size(10, 10) == (5, 4)
+    assert transforms.tile_size(1, 1) == (4, 1)
 
 
 def test_unknown_precision_is_refused():

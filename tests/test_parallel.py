@@ -200,8 +200,8 @@ def arguments_of(name, n, rng, dtype):
         "leaky_relu_gradient": lambda: [keep, floats(n), floats(n), 0.1],
         "keep_scaled": lambda: [floats(n), keep, floats(n), 1.25],
         "dropout": lambda: [floats(n), keep, floats(n), 3, -4, 20_000, 1.25, 0, n],
-        "row_product": lambda: [floats(n), floats(n, 5), floats(5)],
-        "column_product": lambda: [floats(n, 5), floats(5), floats(n)],
+        "add_row_product": lambda: [floats(n), floats(n, 5), floats(5)],
+        "add_column_product": lambda: [floats(5), floats(n, 5), floats(n)],
         "outer": lambda: [floats(n), floats(n, 5), floats(5)],
         "gradient_step": lambda: [floats(n), floats(n), 0.1, 0.01],
         "momentum_step": lambda: [floats(n), floats(n), floats(n), 0.1, 0.01, 0.9],
@@ -211,7 +211,7 @@ def arguments_of(name, n, rng, dtype):
 
 
 ELEMENTWISE = ["leaky_relu", "leaky_relu_gradient", "keep_scaled", "dropout"]
-PRODUCTS = ["row_product", "column_product", "outer"]
+PRODUCTS = ["add_row_product", "add_column_product", "outer"]
 STEPS = ["gradient_step", "momentum_step"]
 POOLING = ["max_pool", "max_pool_gradient"]
 SHARED = ELEMENTWISE + PRODUCTS + STEPS + POOLING

@@ -7,6 +7,7 @@ are imported before the special ones.
 # isort: off
 from tinygrad_nnfs.kernels import im2col as im2col
 from tinygrad_nnfs.kernels import shared_columns as shared_columns
+from tinygrad_nnfs.kernels import winograd_products as winograd_products
 from tinygrad_nnfs.kernels import direct as direct
 from tinygrad_nnfs.kernels import winograd as winograd
 

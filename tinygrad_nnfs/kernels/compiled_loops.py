@@ -96,24 +96,24 @@ def _drop(x, bits, least, scale, keep, y):
 
 
 @kernel
-def row_product(row, matrix, product):
-    whole = row.size // 4 * 4  # rows that are added four at a time: the product is read less often
+def add_row_product(row, matrix, total):
+    whole = row.size // 4 * 4  # rows that are added four at a time: the total is read less often
     for i in range(0, whole, 4):
         a, b, c, d = matrix[i], matrix[i + 1], matrix[i + 2], matrix[i + 3]
-        for k in range(product.size):
-            product[k] += row[i] * a[k] + row[i + 1] * b[k] + row[i + 2] * c[k] + row[i + 3] * d[k]
+        for k in range(total.size):
+            total[k] += row[i] * a[k] + row[i + 1] * b[k] + row[i + 2] * c[k] + row[i + 3] * d[k]
     for i in range(whole, row.size):
-        for k in range(product.size):
-            product[k] += row[i] * matrix[i, k]
+        for k in range(total.size):
+            total[k] += row[i] * matrix[i, k]
 
 
 @kernel_in_any_order
-def column_product(matrix, column, product):
-    for i in range(product.size):
-        row, total = matrix[i], column.dtype.type(0)
+def add_column_product(column, matrix, total):
+    for i in range(total.size):
+        row, value = matrix[i], total[i]
         for k in range(column.size):
-            total += row[k] * column[k]
-        product[i] = total
+            value += row[k] * column[k]
+        total[i] = value
 
 
 @kernel

@@ -140,38 +140,28 @@ def _is_one_row(x, weight, bias=None):
 
 @linear.on(np, when=_is_one_row)
 def linear_of_one_row(xp, x, weight, bias=None):
-    order, dtype, shape = memory_order(weight), weight.dtype, weight.shape
+    order, dtype, size = memory_order(weight), weight.dtype, weight.size
+    out, into = weight.shape
     by_inputs = order == "F"  # in memory
-    row = x.ravel()
-    y = _product(row, weight.T) if by_inputs else _product(weight, row)
-    if bias is not None:
-        y += bias
+    row, matrix = x.ravel(), weight.T if by_inputs else weight
+    y = np.zeros(out, dtype) if bias is None else bias.copy()
+    loops.run("add_row_product" if by_inputs else "add_column_product", size, row, matrix, y)
 
     def dx(dy):
-        column = dy.ravel()
-        gradient = _product(weight.T, column) if by_inputs else _product(column, weight)
+        gradient = np.zeros(into, dtype)
+        product = "add_column_product" if by_inputs else "add_row_product"
+        loops.run(product, size, dy.ravel(), matrix, gradient)
         return gradient.reshape(x.shape)
 
     def dweight(dy):  # BLAS takes ten times as long for the product of a column and a row
-        gradient = memory.empty(shape, dtype, order)
+        gradient = memory.empty((out, into), dtype, order)
         if by_inputs:
-            loops.run("outer", gradient.size, row, gradient.T, dy.ravel())
+            loops.run("outer", size, row, gradient.T, dy.ravel())
         else:
-            loops.run("outer", gradient.size, dy.ravel(), gradient, row)
+            loops.run("outer", size, dy.ravel(), gradient, row)
         return gradient
 
     def dbias(dy):
         return dy.ravel()
 
-    return y.reshape(*x.shape[:-1], -1), dx, dweight, None if bias is None else dbias
-
-
-def _product(a, b):
-    """Of a row (i) and a matrix (i, o), or of (o, i) and a column; the matrix lies row by row."""
-    if a.ndim == 1:
-        product = np.zeros(b.shape[1], b.dtype)
-        loops.run("row_product", b.size, a, b, product)
-    else:
-        product = np.empty(len(a), a.dtype)
-        loops.run("column_product", a.size, a, b, product)
-    return product
+    return y.reshape(*x.shape[:-1], out), dx, dweight, None if bias is None else dbias

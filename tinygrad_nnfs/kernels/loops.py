@@ -110,14 +110,14 @@ def dropout(x, keep, y, key0, key1, least, scale, first, last):
     keep_scaled(x[first:last], keep[first:last], y[first:last], scale)
 
 
-def row_product(row, matrix, product):
-    """product += row matrix: (i), (i, o), (o)."""
-    product += blas.row_product(row, matrix)
+def add_row_product(row, matrix, total):
+    """total += row matrix: (i), (i, o), (o)."""
+    total += blas.row_product(row, matrix)
 
 
-def column_product(matrix, column, product):
-    """product = matrix column: (i, o), (o), (i)."""
-    product[...] = blas.row_product(column, matrix.T)
+def add_column_product(column, matrix, total):
+    """total += matrix column: (o), (i, o), (i)."""
+    total += blas.row_product(column, matrix.T)
 
 
 def outer(column, product, row):
@@ -156,7 +156,7 @@ def max_pool(x, y, winner):
     a, b, c, d = _quarters(x)
     upper, lower = np.maximum(a, b), np.maximum(c, d)
     np.maximum(upper, lower, out=y)
-    beats = _beats if np.isnan(y).any() else np.greater
+    beats = _beats if np.isnan(y.max()) else np.greater  # max hands a NaN on
     # arithmetic, for a choice by a mask takes ten times as long
     right_above, right_below = beats(b, a).view(np.int8), beats(d, c).view(np.int8)
     np.subtract(right_below, right_above, out=winner)

@@ -56,28 +56,28 @@ def _dropout(x, keep, y, key0, key1, least, scale, begin, worker, first, last):
 
 
 @kernel
-def row_product(team, row, matrix, product):
-    step = piece_size(team, max(1, SIZE // product.size))
-    parts = np.zeros(((row.size + step - 1) // step, product.size), product.dtype)
-    parallel_for(team, _row_product, (row, matrix, parts, step), row.size, step)
+def add_row_product(team, row, matrix, total):
+    step = piece_size(team, max(1, SIZE // total.size))
+    parts = np.zeros(((row.size + step - 1) // step, total.size), total.dtype)
+    parallel_for(team, _add_row_product, (row, matrix, parts, step), row.size, step)
     for part in parts:
-        product += part
+        total += part
 
 
 @kernel
-def _row_product(row, matrix, parts, step, worker, first, last):
-    loops.row_product(row[first:last], matrix[first:last], parts[first // step])
+def _add_row_product(row, matrix, parts, step, worker, first, last):
+    loops.add_row_product(row[first:last], matrix[first:last], parts[first // step])
 
 
 @kernel
-def column_product(team, matrix, column, product):
+def add_column_product(team, column, matrix, total):
     step = piece_size(team, max(1, SIZE // column.size))
-    parallel_for(team, _column_product, (matrix, column, product), product.size, step)
+    parallel_for(team, _add_column_product, (column, matrix, total), total.size, step)
 
 
 @kernel
-def _column_product(matrix, column, product, worker, first, last):
-    loops.column_product(matrix[first:last], column, product[first:last])
+def _add_column_product(column, matrix, total, worker, first, last):
+    loops.add_column_product(column, matrix[first:last], total[first:last])
 
 
 @kernel

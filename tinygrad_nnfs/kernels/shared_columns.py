@@ -95,7 +95,9 @@ def conv2d_shared_columns(
     h, w = oh + kh - 1, ow + kw - 1
     ph, pw = geometry.padding
     dtype = x.dtype
-    pieces = threads.pieces(n, max(1, SIZE // (oh * w * kh * c + oh * ow * o)))
+    most = max(1, SIZE // (oh * w * kh * c + oh * ow * o))
+    number = 2 * -(-n // (2 * most))  # even, for two threads to end together
+    pieces = threads.pieces(n, -(-n // number))
 
     kernels = weight.transpose(3, 2, 1, 0).reshape(kw * kh * c, o)
     images = channels_last(x)

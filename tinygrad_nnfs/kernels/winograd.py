@@ -15,6 +15,7 @@ import numpy as np
 
 from tinygrad_nnfs.kernels import helpers, loops, memory, threads
 from tinygrad_nnfs.kernels.shared_columns import channels_first, channels_last, is_plain
+from tinygrad_nnfs.kernels.transforms import tile_size
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d
 from tinygrad_nnfs.registry import once
 
@@ -30,13 +31,6 @@ def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, precision=
         and weight.shape[0] % loops.LANES == weight.shape[1] % loops.LANES == 0
         and loops.numba_is_installed()
     )
-
-
-def tile_size(oh, ow):
-    """m, the outputs of a tile in a row, and the number of tiles of an image."""
-    four, five = (-(-oh // m) * -(-ow // m) for m in (4, 5))
-    # the transforms of tiles of 5x5 take longer, and are worth it for a tenth of the products
-    return (5, five) if 49 * five < 0.9 * 36 * four else (4, four)
 
 
 def _taps(weight):
