@@ -28,11 +28,16 @@ def _note(done, by, worker, first, last):
     for i in range(first, last):
         done[i] += 1
         by[i] = worker
-        total = 1.0
-        for k in range(20_000):
-            total += total / (k + 1)
-        if total < 0:
-            by[i] = -1
+        _spend_time(by)
+
+
+@kernel
+def _spend_time(by):
+    total = 1.0
+    for k in range(4_000):
+        total += total / (k + 1)
+    if total < 0:  # never, which the compiler does not know
+        by[0] = -1
 
 
 @kernel
@@ -41,14 +46,16 @@ def note(team, step, done, by):
 
 
 @kernel
-def _fail(at, worker, first, last):
+def _fail(at, by, worker, first, last):
+    by[first] = worker
+    _spend_time(by)
     if first <= at < last:
         raise ValueError("this piece")
 
 
 @kernel
-def fail(team, at, length):
-    parallel_for(team, _fail, (at,), length, 1)
+def fail(team, at, by):
+    parallel_for(team, _fail, (at, by), len(by), 1)
 
 
 @pytest.fixture(autouse=True)
@@ -110,27 +117,32 @@ def test_there_are_as_many_helpers_as_wanted():
 @pytest.mark.parametrize("workers", [1, 4])
 def test_a_piece_that_fails_is_not_kept_quiet(workers):
     set_num_threads(workers)
-    for at in (0, 7, 99):
+    by = np.zeros(100, np.int64)
+    blamed = set()
+    for at in (0, 7, *[99] * 20):  # of which a helper takes the last
         with pytest.raises(MemoryError, match="a piece of a compiled kernel failed"):
-            fail(helpers.team(LARGE), at, 100)
-        fail(helpers.team(LARGE), 100, 100)  # and none fails
+            fail(helpers.team(LARGE), at, by)
+        blamed.add(by[at])
+        fail(helpers.team(LARGE), 100, by)  # and none fails
         assert (noted(20, 1)[0] == 1).all()
+    assert len(blamed) > 1 or workers == 1 or os.cpu_count() == 1
 
 
 def test_threads_of_the_user_have_loops_at_once():
     set_num_threads(3)
-    results = []
+    results, together = [], threading.Barrier(4)
 
     def work():
-        for _ in range(20):
-            results.append(noted(30, 1))
+        for _ in range(50):
+            together.wait(timeout=30)
+            results.append(noted(50, 1))
 
     users = [threading.Thread(target=work) for _ in range(4)]
     for user in users:
         user.start()
     for user in users:
         user.join()
-    assert len(results) == 80
+    assert len(results) == 200
     assert all((done == 1).all() for done, _ in results)
 
 
@@ -175,7 +187,12 @@ USE = (
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="no fork here")
 def test_forked_child_has_helpers_of_its_own():
     code = USE + (
-        "pid = os.fork()\nuse()\nif not pid: os._exit(0)\nraise SystemExit(os.waitpid(pid, 0)[1])"
+        "import threading\n"
+        "pid = os.fork()\n"
+        "use()\n"
+        "helpers = sum('helper' in thread.name for thread in threading.enumerate())\n"
+        "if not pid: os._exit(helpers != 2)\n"
+        "raise SystemExit(os.waitpid(pid, 0)[1] != 0 or helpers != 2)\n"
     )
     done = run(code)
     assert (done.returncode, done.stderr) == (0, "")
@@ -221,7 +238,9 @@ def test_no_shared_loop_is_left_out():
     from tinygrad_nnfs.kernels import parallel_loops
 
     public = [name for name, value in vars(parallel_loops).items() if hasattr(value, "py_func")]
-    assert {name for name in public if name[0] != "_"} - {"parallel_for", "piece_size"} == {*SHARED}
+    assert {name for name in public if name[0] != "_"} - {"parallel_for", "equal_pieces"} == {
+        *SHARED
+    }
 
 
 @pytest.mark.parametrize("name", SHARED)

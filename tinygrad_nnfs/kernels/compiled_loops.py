@@ -68,6 +68,7 @@ BLOCKS = 64  # of 16 elements, that get their random bits together
 
 @kernel
 def dropout(x, keep, y, key0, key1, least, scale, first, last):
+    x, keep, y = x.ravel(), keep.ravel(), y.ravel()
     key = np.uint64(key0), np.uint64(key1)
     words = np.empty((BLOCKS, 4), np.uint64)
     bits = words.reshape(-1).view(np.uint16)
@@ -126,6 +127,7 @@ def outer(column, product, row):
 
 @kernel
 def gradient_step(theta, gradient, lr, weight_decay):
+    theta, gradient = theta.ravel(), gradient.ravel()
     lr, decay = theta.dtype.type(lr), theta.dtype.type(weight_decay)
     for i in range(theta.size):
         slope = gradient[i]
@@ -136,6 +138,7 @@ def gradient_step(theta, gradient, lr, weight_decay):
 
 @kernel
 def momentum_step(theta, gradient, velocity, lr, weight_decay, momentum):
+    theta, gradient, velocity = theta.ravel(), gradient.ravel(), velocity.ravel()
     lr, momentum = theta.dtype.type(lr), theta.dtype.type(momentum)
     decay = theta.dtype.type(weight_decay)
     for i in range(theta.size):

@@ -174,6 +174,13 @@ def piece_size(team, size):
 
 
 @inline
+def equal_pieces(team, length, size):
+    """The size of an even number of equal pieces of `length`, at most `size`."""
+    pairs = max(1, (length - 1) // (2 * piece_size(team, size)) + 1)
+    return max(1, (length - 1) // (2 * pairs) + 1)
+
+
+@inline
 def parallel_for(team, body, arguments, length, step):
     """body(*arguments, worker, first, last) for 0..length in pieces of `step`, in any order.
 

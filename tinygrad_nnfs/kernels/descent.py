@@ -36,12 +36,12 @@ def take(updates: list[Any]) -> list[Any]:
         ):
             rest.append(update)
             continue
-        arrays = [theta.ravel("K"), gradient.ravel("K")]
-        settings = [group["lr"], group["weight_decay"]]
-        name = "gradient_step"
-        if velocity is not None:
-            arrays.append(velocity.ravel("K"))
-            settings.append(momentum)
-            name = "momentum_step"
-        loops.run_in_pieces(name, theta.size, arrays, *settings)
+        arrays = [theta, gradient] if velocity is None else [theta, gradient, velocity]
+        if not (flags.c_contiguous and theta.ndim):  # compiled loops flatten these themselves
+            arrays = [array.ravel("K") for array in arrays]
+        lr, decay = group["lr"], group["weight_decay"]
+        if velocity is None:
+            loops.run_in_pieces("gradient_step", theta.size, arrays, lr, decay)
+        else:
+            loops.run_in_pieces("momentum_step", theta.size, arrays, lr, decay, momentum)
     return rest

@@ -70,11 +70,13 @@ def _lies_in_order_of_bits(x, *, p, key):
 def dropout_in_pieces(xp, x, *, p, key):
     check_dropout(p, key)
     keep, y = memory.empty_like(x, bool), memory.empty_like(x)
-    flat = [array.ravel("K") for array in (x, keep, y)]
     least, scale = round(p * 2**16), 1 / (1 - p) if p < 1 else 0.0
     seed, call = key
     # numba takes all of Python's integers for signed ones of 64 bits
     settings = (seed ^ 2**63) - 2**63, (call ^ 2**63) - 2**63, least, scale
+    flat = [x, keep, y]
+    if not (x.flags.c_contiguous and x.ndim and loops.numba_is_installed()):
+        flat = [array.ravel("K") for array in flat]
 
     def drop(piece):
         loops.run("dropout", x.size, *flat, *settings, piece.start, piece.stop)

@@ -50,11 +50,10 @@ def best():
 
 def run(name, size, *arguments):
     """Call a loop, on several threads if it goes over many elements and numba is installed."""
-    if size >= helpers.LARGE >> threads.shift and numba_is_installed():
-        loop = getattr(_parallel(), name)
-        loop(helpers.team(size), *arguments)
-    else:
+    if size < helpers.LARGE >> threads.shift or not numba_is_installed():
         getattr(best(), name)(*arguments)
+    else:
+        getattr(_parallel(), name)(helpers.team(size), *arguments)
 
 
 @functools.cache

@@ -3,7 +3,7 @@
 import numpy as np
 
 from tinygrad_nnfs.kernels import compiled_loops as loops
-from tinygrad_nnfs.kernels.compiled_parallel import parallel_for, piece_size
+from tinygrad_nnfs.kernels.compiled_parallel import equal_pieces, parallel_for
 from tinygrad_nnfs.kernels.compiler import kernel
 
 SIZE = 2**13  # elements of a piece
@@ -12,7 +12,9 @@ SIZE = 2**13  # elements of a piece
 @kernel
 def leaky_relu(team, x, y, positive, slope):
     x, y, positive = x.ravel(), y.ravel(), positive.ravel()
-    parallel_for(team, _leaky_relu, (x, y, positive, slope), x.size, piece_size(team, SIZE))
+    parallel_for(
+        team, _leaky_relu, (x, y, positive, slope), x.size, equal_pieces(team, x.size, SIZE)
+    )
 
 
 @kernel
@@ -24,7 +26,7 @@ def _leaky_relu(x, y, positive, slope, worker, first, last):
 def leaky_relu_gradient(team, positive, dy, dx, slope):
     positive, dy, dx = positive.ravel(), dy.ravel(), dx.ravel()
     arguments = positive, dy, dx, slope
-    parallel_for(team, _leaky_relu_gradient, arguments, dx.size, piece_size(team, SIZE))
+    parallel_for(team, _leaky_relu_gradient, arguments, dx.size, equal_pieces(team, dx.size, SIZE))
 
 
 @kernel
@@ -35,7 +37,7 @@ def _leaky_relu_gradient(positive, dy, dx, slope, worker, first, last):
 @kernel
 def keep_scaled(team, x, keep, y, scale):
     x, keep, y = x.ravel(), keep.ravel(), y.ravel()
-    parallel_for(team, _keep_scaled, (x, keep, y, scale), x.size, piece_size(team, SIZE))
+    parallel_for(team, _keep_scaled, (x, keep, y, scale), x.size, equal_pieces(team, x.size, SIZE))
 
 
 @kernel
@@ -45,7 +47,9 @@ def _keep_scaled(x, keep, y, scale, worker, first, last):
 
 @kernel
 def dropout(team, x, keep, y, key0, key1, least, scale, first, last):
-    step = 16 * piece_size(team, SIZE // 16)  # a block of random bits is for 16 elements
+    x, keep, y = x.ravel(), keep.ravel(), y.ravel()
+    blocks = (last - first) // 16  # of elements, for which random bits are drawn together
+    step = 16 * equal_pieces(team, blocks, SIZE // 16)
     arguments = x, keep, y, key0, key1, least, scale, first
     parallel_for(team, _dropout, arguments, last - first, step)
 
@@ -57,7 +61,7 @@ def _dropout(x, keep, y, key0, key1, least, scale, begin, worker, first, last):
 
 @kernel
 def add_row_product(team, row, matrix, total):
-    step = piece_size(team, max(1, SIZE // total.size))
+    step = equal_pieces(team, row.size, max(1, SIZE // total.size))
     parts = np.zeros(((row.size + step - 1) // step, total.size), total.dtype)
     parallel_for(team, _add_row_product, (row, matrix, parts, step), row.size, step)
     for part in parts:
@@ -71,7 +75,7 @@ def _add_row_product(row, matrix, parts, step, worker, first, last):
 
 @kernel
 def add_column_product(team, column, matrix, total):
-    step = piece_size(team, max(1, SIZE // column.size))
+    step = equal_pieces(team, total.size, max(1, SIZE // column.size))
     parallel_for(team, _add_column_product, (column, matrix, total), total.size, step)
 
 
@@ -82,7 +86,7 @@ def _add_column_product(column, matrix, total, worker, first, last):
 
 @kernel
 def outer(team, column, product, row):
-    step = piece_size(team, max(1, SIZE // row.size))
+    step = equal_pieces(team, column.size, max(1, SIZE // row.size))
     parallel_for(team, _outer, (column, product, row), column.size, step)
 
 
@@ -93,8 +97,9 @@ def _outer(column, product, row, worker, first, last):
 
 @kernel
 def gradient_step(team, theta, gradient, lr, weight_decay):
+    theta, gradient = theta.ravel(), gradient.ravel()
     arguments = theta, gradient, lr, weight_decay
-    parallel_for(team, _gradient_step, arguments, theta.size, piece_size(team, SIZE))
+    parallel_for(team, _gradient_step, arguments, theta.size, equal_pieces(team, theta.size, SIZE))
 
 
 @kernel
@@ -104,8 +109,9 @@ def _gradient_step(theta, gradient, lr, weight_decay, worker, first, last):
 
 @kernel
 def momentum_step(team, theta, gradient, velocity, lr, weight_decay, momentum):
+    theta, gradient, velocity = theta.ravel(), gradient.ravel(), velocity.ravel()
     arguments = theta, gradient, velocity, lr, weight_decay, momentum
-    parallel_for(team, _momentum_step, arguments, theta.size, piece_size(team, SIZE))
+    parallel_for(team, _momentum_step, arguments, theta.size, equal_pieces(team, theta.size, SIZE))
 
 
 @kernel
@@ -116,7 +122,7 @@ def _momentum_step(theta, gradient, velocity, lr, weight_decay, momentum, worker
 
 @kernel
 def max_pool(team, x, y, winner):
-    step = piece_size(team, len(x) * SIZE // x.size)
+    step = equal_pieces(team, len(x), len(x) * SIZE // x.size)
     parallel_for(team, _max_pool, (x, y, winner), len(x), step)
 
 
@@ -127,7 +133,7 @@ def _max_pool(x, y, winner, worker, first, last):
 
 @kernel
 def max_pool_gradient(team, dy, winner, dx):
-    step = piece_size(team, len(dx) * SIZE // dx.size)
+    step = equal_pieces(team, len(dx), len(dx) * SIZE // dx.size)
     parallel_for(team, _max_pool_gradient, (dy, winner, dx), len(dx), step)
 
 
