@@ -1,7 +1,8 @@
 """Pieces of one op on several threads, with the BLAS library at one thread meanwhile.
 
-Python's threads are enough: numpy, BLAS and compiled kernels let go of the interpreter lock while
-they compute. Work is cut by shape, never by the number of threads, so results do not depend on it.
+Python's threads are enough for numpy and BLAS, which let go of the interpreter lock while they
+compute; compiled kernels have helpers. Work is cut by shape, never by the number of threads, so
+results do not depend on it.
 """
 
 import contextlib
