@@ -193,7 +193,7 @@ def why_not(method: str, case: Case, arrays: Arrays) -> str | None:
 
 CONDITIONAL = {  # on what, and does it need numba
     "direct": (conv2d_direct, "more than 3 channels, or no multiple of 16 outputs", True),
-    "Winograd by BLAS": (conv2d_winograd_products, "less than 16 channels", False),
+    "Winograd by BLAS": (conv2d_winograd_products, "less than 32 channels, or few images", False),
     "Winograd": (conv2d_winograd, "no multiples of 16 channels", True),
 }
 TOO_SLOW = 0.15  # seconds, forward and backward

@@ -89,7 +89,7 @@ def run(options: argparse.Namespace) -> Report:
     losses_shown = ", ".join(f"{loss:.6f}" for loss in losses[1])
     notes = [
         f"losses of 3 steps, bit-identical on 1 to {options.threads} threads: {losses_shown}",
-        "threads: set_num_threads; products too small to be cut up use BLAS's own threads",
+        "threads: set_num_threads",
     ]
     title = (
         f"{options.model} training step, momentum {MOMENTUM}, float32\n"

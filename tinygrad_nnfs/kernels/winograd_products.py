@@ -16,8 +16,9 @@ from tinygrad_nnfs.kernels.transforms import matrices, tile_size
 from tinygrad_nnfs.ops.convolution import Geometry, conv2d
 from tinygrad_nnfs.registry import once
 
-CHANNELS = 16  # with fewer, the transforms take longer than the products that they save
 TILES = 144  # that a piece of work holds, in whole images
+# With fewer channels, or images for less than a piece, transforms take longer than they save.
+CHANNELS = 32
 
 
 def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, precision="fast", **_):
@@ -26,7 +27,8 @@ def _applies(x, weight, bias=None, *, stride=1, dilation=1, groups=1, precision=
         and x.dtype == np.float32
         and is_plain(x, weight, stride=stride, dilation=dilation, groups=groups)
         and weight.shape[2:] == (3, 3)
-        and min(weight.shape[:2]) >= CHANNELS
+        and min(weight.shape[:2]) >= threads.piece_size(CHANNELS)
+        and x.size // x.shape[1] >= threads.piece_size(16 * TILES)
     )
 
 
