@@ -92,7 +92,7 @@ def _address_of_body(typingctx, body, arguments):
 
     def build(context, builder, signature, args):
         overload = body.dispatcher.overloads[inner.args]
-        context.active_code_library.add_linking_library(overload.library)
+        context.add_linking_libs(context.get_function(body, inner).libs)
         name = builder.module.get_unique_name("body")
         function = ir.Function(builder.module, _BODY, name)
         function.linkage = "internal"
