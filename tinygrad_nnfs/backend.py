@@ -186,6 +186,8 @@ def report_later(message: str, wrong: Array) -> None:
 class Block(np.ndarray):
     """The memory of one array, of which it is the base, and of nothing else: kernels/memory.py."""
 
+    begin: int  # bytes before the first whole cache line
+
 
 def owns_memory(array: Any) -> bool:
     """Is an array no view of another's memory?"""

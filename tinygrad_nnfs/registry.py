@@ -15,7 +15,7 @@ from types import ModuleType
 from typing import Annotated, Any, Concatenate, ParamSpec, Protocol, cast, overload
 
 import numpy as np
-from numpy import ndarray
+from numpy import generic, ndarray
 
 from tinygrad_nnfs import backend
 from tinygrad_nnfs.backend import Array
@@ -247,17 +247,24 @@ def op(
             or (needed and not needed.issubset(params))
         ):
             inputs, params = _bind(name, signature, inputs, params)
-        for option, value in params.items():
-            if isinstance(value, np.generic):  # it would impose its dtype on the arrays it meets
-                params[option] = value.item()
+        for value in params.values():
+            if isinstance(value, generic):  # it would impose its dtype on the arrays it meets
+                params = {k: v.item() if isinstance(v, generic) else v for k, v in params.items()}
+                break
         run, xp = function, None
         arrays: list[Any] = []
+        parents: list[Any] = []  # the place of each input on the tape, or None
         dtype: Any = None
         try:
             # Arrays of one floating dtype and numbers, on the CPU, are taken as they are. This is
             # here and not a function, as is the recording: small networks spend their time on it.
             for x in inputs:
-                data = x.data if isinstance(x, Tensor) else x
+                if isinstance(x, Tensor):
+                    data = x.data
+                    parents.append(x.node)
+                else:
+                    data = x
+                    parents.append(None)
                 if type(data) is ndarray:
                     if dtype is None:
                         dtype = data.dtype
@@ -272,6 +279,7 @@ def op(
             if xp is None:
                 kinds = kind_of * len(inputs) if variadic else kind_of
                 xp, arrays = _convert(kinds, inputs, required)
+                parents = [x.node if isinstance(x, Tensor) else None for x in inputs]
             if variants and kernel_mode.enabled:
                 for when, variant in variants.get(xp, ()):
                     if when(*arrays, **params):
@@ -292,27 +300,20 @@ def op(
             raise expected(f"{_describe(name, names, variadic, found)}: {reason}") from error
         if type(result) is not tuple or len(result) != len(inputs) + 1:
             check_result(name, names, len(inputs), result)
-        output = result[0]
+        output, rules = result[0], result[1:]
         if type(output) is not ndarray:
             check_result(name, names, len(inputs), result)
             output = _as_array(xp, output)
         y = new_tensor()
         y.data, y.node = output, None
-        if recording.on:
-            rules = [*result]
-            del rules[0]
-            parents = arrays  # each is replaced by its place on the tape: one list less to make
-            wanted, i = False, -1
-            for x in inputs:
-                i += 1  # enumerate takes longer
-                if isinstance(x, Tensor) and x.node is not None:
-                    parents[i] = x.node
-                    if rules[i]:
-                        wanted = True
-                else:  # drop its rule and all that it captured: no gradient of images, no weight
-                    rules[i] = None  # kept alive by the first layer
-                    parents[i] = _shape_and_dtype(arrays[i])
-            if wanted:
+        if recording.on and any(parents):
+            if None in parents:
+                rules = [*rules]
+                for i, parent in enumerate(parents):
+                    if parent is None:  # drop its rule and all that it captured: no gradient of
+                        rules[i] = None  # images, no weight kept alive by the first layer
+                        parents[i] = _shape_and_dtype(arrays[i])
+            if any(rules):
                 y.node = Node(name, output.shape, output.dtype, parents, rules)
                 for observer in watching:
                     observer.recorded(y.node)

@@ -321,9 +321,7 @@ class Tensor:
             dy = grads.pop(node)
             if node.keeps_grad:
                 retained[node] = dy.copy()
-            i = -1
-            for rule in node.rules:
-                i += 1  # enumerate takes longer
+            for i, rule in enumerate(node.rules):
                 if rule is None:
                     continue
                 parent: Any = node.inputs[i]  # a Node: it has a rule
@@ -335,28 +333,21 @@ class Tensor:
                         f"{parent.dtype} {parent.shape}"
                     )
                     raise
-                try:
-                    is_view = not backend.owns_memory(dx)
-                    # `is` first: a comparison of dtypes takes as long as the rest of the line
-                    fits = dx.shape == parent.shape and (
-                        dx.dtype is parent.dtype or dx.dtype == parent.dtype
-                    )
-                except AttributeError:  # a Tensor, a number, or None where `return` was forgotten
-                    fits = False
-                if not fits:
-                    is_array = hasattr(dx, "base")
-                    found = f"{dx.dtype} {dx.shape}" if is_array else f"a {type(dx).__name__}"
-                    raise RuntimeError(
-                        f"the rule of {node.op} for input {i} returned {found}, "
-                        f"the input is {parent.dtype} {parent.shape}"
-                    )
+                # `is`: a comparison of dtypes takes as long as the rest of the line
+                if (
+                    type(dx) is not ndarray
+                    or dx.shape != parent.shape
+                    or dx.dtype is not parent.dtype
+                ):
+                    _check_gradient(dx, node, i)
                 if parent in grads:
                     grads[parent] = grads[parent] + dx  # not in place: dx may be a view of dy
                 elif parent.op is not None:
                     grads[parent] = dx
                     heappush(ready, (parent.order, parent))
                 else:  # a leaf keeps its gradient: that must not be a view of another's memory
-                    grads[parent] = dx.copy() if dx is dy or is_view else dx
+                    is_own = dx is not dy and (dx.base is None or backend.owns_memory(dx))
+                    grads[parent] = dx if is_own else dx.copy()
             if not retain_graph:
                 node.rules = rule = None  # what they saved dies here
         retained |= grads  # only leaves are left there
@@ -573,6 +564,19 @@ def as_array(data: Any, keep_integers: bool = False) -> Array:
 def _contains_tensor(data: Any) -> bool:
     return isinstance(data, list | tuple) and any(
         isinstance(x, Tensor) or _contains_tensor(x) for x in data
+    )
+
+
+def _check_gradient(dx: Any, node: Node, i: int) -> None:
+    """Raise RuntimeError unless `dx` is an array of the shape and dtype of the node's input i."""
+    parent: Any = node.inputs[i]
+    is_array = hasattr(dx, "base")  # not a Tensor, a number, or None where `return` was forgotten
+    if is_array and dx.shape == parent.shape and dx.dtype == parent.dtype:
+        return
+    found = f"{dx.dtype} {dx.shape}" if is_array else f"a {type(dx).__name__}"
+    raise RuntimeError(
+        f"the rule of {node.op} for input {i} returned {found}, "
+        f"the input is {parent.dtype} {parent.shape}"
     )
 
 

@@ -4,9 +4,9 @@
 stay outside the interpreter, and a helper that waits looks for work all the time: so it has its
 piece within a microsecond, where waking a thread takes fifty. `team` starts and wakes the helpers.
 
-A team is (address, workers, shift): of WORDS integers, each in a cache line of its own, that all
-threads read and write by atomic instructions; how many threads may have a part, the owner of the
-loop and helpers; and by how many bits pieces are smaller than usual, for tests.
+A team is (address, workers, shift): of the WORDS that all its threads read and write by atomic
+instructions; how many threads may have a part, the owner of the loop and helpers; and by how many
+bits pieces are smaller than usual, for tests.
 """
 
 import os
@@ -19,15 +19,18 @@ from numba.extending import intrinsic
 from tinygrad_nnfs.kernels.compiler import inline, kernel
 
 LINE = 64  # bytes of a cache line
-WORDS = 10
-OWNED = 0  # 1 while some thread has a loop here
-INVITED = 1  # how many helpers may join now: 0 when there is no loop
-BUSY = 2  # how many have not left
-TAKEN = 3  # how many pieces
-BY_HELPERS = 4  # how many of these by helpers
-LENGTH, STEP = 5, 6  # of the loop
-BODY, ARGUMENTS = 7, 8  # addresses: of a _BODY, and of what it is called with
-FAILED = 9  # 1 if a piece that a helper took has failed
+
+# The words, integers of 8 bytes. It takes 100 ns to get a line that another processor has written
+# to: so what is used together lies in one line, and what waiting helpers read has its own.
+INVITED = 0  # how many helpers may join now: 0 when there is no loop
+BODY, ARGUMENTS = 8, 9  # of the loop; addresses: of a _BODY, and of what it is called with
+LENGTH, STEP = 10, 11
+TAKEN = 16  # how many pieces
+BY_HELPERS = 17  # how many of these by helpers
+BUSY = 18  # how many helpers have not left
+FAILED = 19  # 1 if a piece that a helper took has failed
+OWNED = 20  # 1 while some thread has a loop here
+WORDS = 24
 
 PATIENCE = 2000  # times that a helper looks for work before it goes to sleep: half a millisecond
 
@@ -41,7 +44,7 @@ _let_others_run = types.ExternalFunction(
 
 
 def _word(builder, words, word):
-    place = builder.add(words, builder.mul(word, _INT(LINE)))
+    place = builder.add(words, builder.mul(word, _INT(8)))
     return builder.inttoptr(place, _INT.as_pointer())
 
 
@@ -55,9 +58,11 @@ def _get(typingctx, words, word):
 
 @intrinsic
 def _put(typingctx, words, word, value):
+    """Whoever finds `value` there finds all that was written before."""
+
     def build(context, builder, signature, args):
         words, word, value = args
-        builder.store_atomic(value, _word(builder, words, word), "seq_cst", 8)
+        builder.store_atomic(value, _word(builder, words, word), "release", 8)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.int64, types.int64), build
@@ -156,9 +161,9 @@ def _run(team, body, arguments, length, step):
         _put(words, FAILED, 0)
         _put(words, INVITED, helpers)
         failed = _take_pieces(words, 0, body, arguments, length, step)
-        _put(words, INVITED, 0)
         # A helper says that it is busy before it looks whether it is invited: one that is not seen
-        # here will find that it is not.
+        # here will find that it is not. This takes more than `_put`: that might come after `_get`.
+        _swap(words, INVITED, 0)
         while _get(words, BUSY):
             _let_others_run()
         failed |= _get(words, FAILED)

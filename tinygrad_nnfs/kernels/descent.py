@@ -15,33 +15,34 @@ def take(updates: list[Any]) -> list[Any]:
     """Do those updates, (theta, gradient, state, group), that a kernel is for; return the rest."""
     if not kernel_mode.enabled:
         return updates
-    smallest = 0 if loops.numba_is_installed() else SIZE
+    compiled = loops.numba_is_installed()
+    smallest = 0 if compiled else SIZE
     rest = []
     for update in updates:
         theta, gradient, state, group = update
-        momentum, strides, flags = group["momentum"], theta.strides, theta.flags
-        velocity = None
+        momentum, flags = group["momentum"], theta.flags
+        arrays = [theta, gradient]
         if momentum:
             velocity = state.get("velocity")
             if velocity is None:
                 velocity = state["velocity"] = np.zeros_like(theta)
+            arrays.append(velocity)
         if (
             theta.size < smallest
             or group["nesterov"]
             or theta.dtype not in loops.COMPILED
             or not (flags.forc and flags.writeable)
             or type(gradient) is not ndarray
-            or gradient.strides != strides
-            or (velocity is not None and velocity.strides != strides)
+            or gradient.strides != theta.strides
+            or (momentum and velocity.strides != theta.strides)
         ):
             rest.append(update)
             continue
-        arrays = [theta, gradient] if velocity is None else [theta, gradient, velocity]
-        if not (flags.c_contiguous and theta.ndim):  # compiled loops flatten these themselves
+        if not (compiled and flags.c_contiguous and theta.ndim):  # compiled loops flatten these
             arrays = [array.ravel("K") for array in arrays]
-        lr, decay = group["lr"], group["weight_decay"]
-        if velocity is None:
-            loops.run_in_pieces("gradient_step", theta.size, arrays, lr, decay)
+        settings = group["lr"], group["weight_decay"]
+        if momentum:
+            loops.run_in_pieces("momentum_step", theta.size, arrays, *settings, momentum)
         else:
-            loops.run_in_pieces("momentum_step", theta.size, arrays, lr, decay, momentum)
+            loops.run_in_pieces("gradient_step", theta.size, arrays, *settings)
     return rest

@@ -74,14 +74,14 @@ def dropout_in_pieces(xp, x, *, p, key):
     seed, call = key
     # numba takes all of Python's integers for signed ones of 64 bits
     settings = (seed ^ 2**63) - 2**63, (call ^ 2**63) - 2**63, least, scale
-    flat = [x, keep, y]
+    arrays = [x, keep, y]
     if not (x.flags.c_contiguous and x.ndim and loops.numba_is_installed()):
-        flat = [array.ravel("K") for array in flat]
+        arrays = [array.ravel("K") for array in arrays]
 
     def drop(piece):
-        loops.run("dropout", x.size, *flat, *settings, piece.start, piece.stop)
+        loops.run("dropout", x.size, *arrays, *settings, piece.start, piece.stop)
 
-    if loops.numba_is_installed() or not threads.is_large(x.size):
+    if loops.numba_is_installed():
         drop(slice(0, x.size))
     else:
         threads.run(drop, threads.pieces(x.size, loops.SIZE))

@@ -37,7 +37,7 @@ class _Helpers:
         from tinygrad_nnfs.kernels import compiled_parallel as parallel  # numba: only when used
 
         self._parallel = parallel
-        self._words = memory.aligned((parallel.WORDS, parallel.LINE // 8), np.int64)
+        self._words = memory.aligned((parallel.WORDS,), np.int64)
         self._words[...] = 0
         self.address = self._words.ctypes.data
         self.workers = 1

@@ -66,7 +66,7 @@ def run_in_pieces(name, size, arrays, *settings):
 
     On several threads if there are many, without numba too: for loops that take long enough.
     """
-    if threads.is_large(size) and not numba_is_installed():
+    if not numba_is_installed() and threads.is_large(size):
         loop, length = globals()[name], len(arrays[0])
         pieces = threads.pieces(length, max(1, length * SIZE // size))
         threads.run(lambda piece: loop(*[a[piece] for a in arrays], *settings), pieces)

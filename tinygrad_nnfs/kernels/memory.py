@@ -35,19 +35,21 @@ def empty(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") ->
     if size < SMALLEST:
         return np.empty(shape, dtype, order)
     with _lock:
-        return _array_in(_unused(size + ALIGNMENT), shape, dtype, order)
+        block = _unused(size + ALIGNMENT)
+        return np.ndarray(shape, dtype, block, block.begin, order=order)
 
 
 def aligned(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
     """An array with any content, for a long life, which begins with a cache line."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    return _array_in(backend.Block(size + ALIGNMENT, np.uint8), shape, dtype, order)
+    block = _block(size + ALIGNMENT)
+    return np.ndarray(shape, dtype, block, block.begin, order=order)
 
 
-def _array_in(
-    block: backend.Block, shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"]
-) -> np.ndarray:
-    return np.ndarray(shape, dtype, block, -block.ctypes.data % ALIGNMENT, order=order)
+def _block(size: int) -> backend.Block:
+    block = backend.Block(size, np.uint8)
+    block.begin = -block.ctypes.data % ALIGNMENT
+    return block
 
 
 def _unused(size: int) -> backend.Block:
@@ -58,7 +60,7 @@ def _unused(size: int) -> backend.Block:
             return blocks[i]
     if _remembered() + size > KEPT:
         _forget_unused()
-    block = backend.Block(size, np.uint8)
+    block = _block(size)
     if _remembered() + size <= KEPT:
         blocks.append(block)
     return block

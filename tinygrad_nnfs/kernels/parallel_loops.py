@@ -6,7 +6,7 @@ from tinygrad_nnfs.kernels import compiled_loops as loops
 from tinygrad_nnfs.kernels.compiled_parallel import equal_pieces, parallel_for
 from tinygrad_nnfs.kernels.compiler import kernel
 
-SIZE = 2**13  # elements of a piece
+SIZE = 2**15  # elements of a piece
 
 
 @kernel
