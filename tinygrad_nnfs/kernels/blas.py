@@ -72,12 +72,14 @@ class single_threaded:  # noqa: N801, used like a function
                     blas.set_num_threads(blas.before)
 
 
-SMALL = 2**13  # multiply-adds: BLAS itself takes one thread for fewer
+# Multiply-adds of products for which OpenBLAS itself takes one thread: with a vector, of matrices
+SMALL, SMALL_MATRICES = 2**13, 2**18
 
 
 def matmul(a: Any, b: Any, out: Any = None) -> Any:
     """np.matmul with BLAS at one thread."""
-    if a.size * b.shape[-1] < SMALL:
+    of_matrices = 1 not in (*a.shape[:-1], *b.shape[1:])
+    if a.size * b.shape[-1] < (SMALL_MATRICES if of_matrices else SMALL):
         return np.matmul(a, b, out=out)
     with single_threaded():
         return np.matmul(a, b, out=out)

@@ -7,7 +7,7 @@ LANES.
 import numpy as np
 
 from tinygrad_nnfs.kernels.compiled_parallel import equal_pieces, parallel_for, piece_size
-from tinygrad_nnfs.kernels.compiled_products import multiply
+from tinygrad_nnfs.kernels.compiled_products import add_rows, multiply
 from tinygrad_nnfs.kernels.compiler import kernel
 from tinygrad_nnfs.kernels.loops import LANES
 
@@ -81,3 +81,10 @@ def _gradient_of_weight(n, x, dy, dweight, worker, first, last):
     into, out = x.size // n, dy.size // n
     shape, rows, nothing = (last - first, n, out), dweight[first * out :], np.zeros(out, np.float32)
     multiply(shape, x[first:], (1, into), dy, (LANES, out), nothing, 0, rows, out)
+
+
+@kernel
+def gradient_of_bias(dy, dbias):
+    """dbias = the sum of dy's rows."""
+    dbias[:] = 0
+    add_rows(dy, dbias)
