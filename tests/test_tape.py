@@ -263,14 +263,24 @@ def test_backward_of_nothing_recorded():
         Tensor([1.0]).backward()
 
 
-def test_rule_of_wrong_shape_is_named_and_nothing_reaches_grad():
+@pytest.mark.parametrize(
+    ("rule", "found"),
+    [
+        (lambda dy: dy.sum(), r"float64 \(\)"),
+        (lambda dy: dy[:1], r"float64 \(1,\)"),
+        (lambda dy: dy.reshape(1, 2), r"float64 \(1, 2\)"),
+        (lambda dy: dy.astype(np.float32), r"float32 \(2,\)"),
+        (lambda dy: dy.astype(np.int64), r"int64 \(2,\)"),
+    ],
+)
+def test_rule_of_wrong_shape_or_dtype_is_named_and_nothing_reaches_grad(rule, found):
     @op
     def wrong(xp, a, b):
-        return a + b, lambda dy: dy.sum(), lambda dy: dy
+        return a + b, rule, lambda dy: dy
 
     a, b = leaf(1.0, 2.0), leaf(1.0, 2.0)
     y = wrong(a, b)
-    with pytest.raises(RuntimeError, match=r"rule of wrong for input 0 returned float64 \(\)"):
+    with pytest.raises(RuntimeError, match=rf"rule of wrong for input 0 returned {found}, the inp"):
         y.sum().backward()
     assert a.grad is None
     assert b.grad is None
