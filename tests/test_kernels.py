@@ -156,6 +156,35 @@ def test_blas_gets_its_threads_back():
     assert library.get_num_threads() == before
 
 
+@pytest.mark.parametrize(
+    ("a", "b", "at_one_thread"),
+    [
+        ((64, 64), (64, 63), False),  # OpenBLAS takes one thread by itself
+        ((64, 64), (64, 64), True),
+        ((3, 64, 8), (3, 8, 64), False),
+        ((1, 64), (64, 127), False),
+        ((1, 64), (64, 128), True),
+        ((512, 16), (16, 1), True),
+        ((512, 16), (16,), True),  # products with vectors take more threads sooner
+        ((16,), (16, 512), True),
+        ((1, 16), (16, 512), True),
+        ((2, 1, 16), (16, 512), True),
+    ],
+)
+def test_blas_is_told_to_take_one_thread_for_what_is_not_small(monkeypatch, a, b, at_one_thread):
+    told = []
+
+    @contextlib.contextmanager
+    def single_threaded():
+        told.append(True)
+        yield
+
+    monkeypatch.setattr(blas, "single_threaded", single_threaded)
+    x, y = np.ones(a, np.float32), np.ones(b, np.float32)
+    np.testing.assert_array_equal(blas.matmul(x, y), x @ y)
+    assert bool(told) == at_one_thread
+
+
 def test_one_row_does_not_depend_on_the_threads_of_blas():
     library = blas.openblas()
     if library is None:

@@ -264,7 +264,7 @@ class Sequential(Module):
         return Sequential(*layers) if isinstance(i, slice) else layers
 
     def forward(self, x: Any) -> Tensor:
-        for layer in self._layers().values():
+        for layer in self:
             x = layer(x)
         return x  # type: ignore[no-any-return]
 

@@ -118,14 +118,14 @@ class Optimizer:
         on_gpu: list[Update] = []
         for group in self.groups:
             for parameter in group["params"]:
-                node = parameter.node
-                if node is not None and node.grad is not None:
+                grad = parameter.grad
+                if grad is not None:
                     state = self.state.get(parameter)
                     if state is None:
                         state = self.state[parameter] = {}
                     data = parameter.data
                     updates = on_cpu if type(data) is ndarray else on_gpu
-                    updates.append((data, node.grad.data, state, group))
+                    updates.append((data, grad.data, state, group))
         if on_cpu:
             self.update_on_cpu(on_cpu)
         elif not on_gpu:

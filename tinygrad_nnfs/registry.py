@@ -247,24 +247,17 @@ def op(
             or (needed and not needed.issubset(params))
         ):
             inputs, params = _bind(name, signature, inputs, params)
-        for value in params.values():
+        for option, value in params.items():
             if isinstance(value, generic):  # it would impose its dtype on the arrays it meets
-                params = {k: v.item() if isinstance(v, generic) else v for k, v in params.items()}
-                break
+                params[option] = value.item()
         run, xp = function, None
         arrays: list[Any] = []
-        parents: list[Any] = []  # the place of each input on the tape, or None
         dtype: Any = None
         try:
             # Arrays of one floating dtype and numbers, on the CPU, are taken as they are. This is
             # here and not a function, as is the recording: small networks spend their time on it.
             for x in inputs:
-                if isinstance(x, Tensor):
-                    data = x.data
-                    parents.append(x.node)
-                else:
-                    data = x
-                    parents.append(None)
+                data = x.data if isinstance(x, Tensor) else x
                 if type(data) is ndarray:
                     if dtype is None:
                         dtype = data.dtype
@@ -279,7 +272,6 @@ def op(
             if xp is None:
                 kinds = kind_of * len(inputs) if variadic else kind_of
                 xp, arrays = _convert(kinds, inputs, required)
-                parents = [x.node if isinstance(x, Tensor) else None for x in inputs]
             if variants and kernel_mode.enabled:
                 for when, variant in variants.get(xp, ()):
                     if when(*arrays, **params):
@@ -306,7 +298,8 @@ def op(
             output = _as_array(xp, output)
         y = new_tensor()
         y.data, y.node = output, None
-        if recording.on and any(parents):
+        if recording.on:
+            parents: list[Any] = [x.node if isinstance(x, Tensor) else None for x in inputs]
             if None in parents:
                 rules = [*rules]
                 for i, parent in enumerate(parents):

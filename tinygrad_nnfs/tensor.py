@@ -346,7 +346,7 @@ class Tensor:
                     grads[parent] = dx
                     heappush(ready, (parent.order, parent))
                 else:  # a leaf keeps its gradient: that must not be a view of another's memory
-                    is_own = dx is not dy and (dx.base is None or backend.owns_memory(dx))
+                    is_own = dx is not dy and backend.owns_memory(dx)
                     grads[parent] = dx if is_own else dx.copy()
             if not retain_graph:
                 node.rules = rule = None  # what they saved dies here

@@ -72,13 +72,14 @@ class single_threaded:  # noqa: N801, used like a function
                     blas.set_num_threads(blas.before)
 
 
-# Multiply-adds of products for which OpenBLAS itself takes one thread: with a vector, of matrices
+# multiply-adds of products with a vector, and of two matrices, for fewer of which OpenBLAS itself
+# takes one thread
 SMALL, SMALL_MATRICES = 2**13, 2**18
 
 
 def matmul(a: Any, b: Any, out: Any = None) -> Any:
     """np.matmul with BLAS at one thread."""
-    of_matrices = 1 not in (*a.shape[:-1], *b.shape[1:])
+    of_matrices = a.ndim > 1 and b.ndim > 1 and a.shape[-2] > 1 and b.shape[-1] > 1
     if a.size * b.shape[-1] < (SMALL_MATRICES if of_matrices else SMALL):
         return np.matmul(a, b, out=out)
     with single_threaded():

@@ -18,10 +18,9 @@ from numba.extending import intrinsic
 
 from tinygrad_nnfs.kernels.compiler import inline, kernel
 
-LINE = 64  # bytes of a cache line
-
-# The words, integers of 8 bytes. It takes 100 ns to get a line that another processor has written
-# to: so what is used together lies in one line, and what waiting helpers read has its own.
+# The words, integers of 8 bytes, eight in a cache line. It takes 100 ns to get a line that another
+# processor has written to: so what is used together lies in one line, and what waiting helpers read
+# has its own.
 INVITED = 0  # how many helpers may join now: 0 when there is no loop
 BODY, ARGUMENTS = 8, 9  # of the loop; addresses: of a _BODY, and of what it is called with
 LENGTH, STEP = 10, 11

@@ -110,8 +110,9 @@ def linear_of_few_rows(xp, x, weight, bias=None):
     y = memory.empty((*leading, out), np.float32)
     # A cache gives away what another thread asks for ten times as slowly as to its own. So a thread
     # multiplies the half of a weight that it updates: the first inputs, or the last.
-    parts = 2 if helpers.LARGE >> threads.shift <= size and weight.size <= CACHED else 1
-    compiled.forward(helpers.team(size), n, x, rows, shift, parts, y.ravel())
+    team = helpers.team(size)
+    parts = 2 if team is not helpers.ALONE and weight.size <= CACHED else 1
+    compiled.forward(team, n, x, rows, shift, parts, y.ravel())
 
     def dx(dy):
         gradient = memory.empty(shape, np.float32)

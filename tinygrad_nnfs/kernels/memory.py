@@ -35,14 +35,18 @@ def empty(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") ->
     if size < SMALLEST:
         return np.empty(shape, dtype, order)
     with _lock:
-        block = _unused(size + ALIGNMENT)
-        return np.ndarray(shape, dtype, block, block.begin, order=order)
+        return _array_in(_unused(size + ALIGNMENT), shape, dtype, order)
 
 
 def aligned(shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"] = "C") -> np.ndarray:
     """An array with any content, for a long life, which begins with a cache line."""
     size = math.prod(shape) * np.dtype(dtype).itemsize
-    block = _block(size + ALIGNMENT)
+    return _array_in(_block(size + ALIGNMENT), shape, dtype, order)
+
+
+def _array_in(
+    block: backend.Block, shape: tuple[int, ...], dtype: Any, order: Literal["C", "F"]
+) -> np.ndarray:
     return np.ndarray(shape, dtype, block, block.begin, order=order)
 
 

@@ -7,7 +7,7 @@ from tinygrad_nnfs.registry import Float, op
 def check_dropout(p, key):
     if not 0 <= p <= 1:
         raise ValueError(f"p must be in [0, 1], found {p}")
-    if isinstance(key, tuple) and not (0 <= key[0] < 2**64 and 0 <= key[1] < 2**64):
+    if isinstance(key, tuple) and not 0 <= min(key) <= max(key) < 2**64:
         raise ValueError(f"key must be two integers in 0..2**64-1, found {key}")
 
 
